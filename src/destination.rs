@@ -1,0 +1,112 @@
+//! Where calls go. A destination makes one attempt and says truthfully what became of it; it never retries,
+//! never waits out a back-off and knows nothing of lanes, streams' queues or memory. AWS types appear only
+//! below this module.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub mod directory;
+pub mod firehose;
+
+use self::directory::Directory;
+use self::firehose::Firehose;
+
+/// How the events of a batch stand in its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// Raw lines: each event followed by one LF.
+    Lines,
+    /// `{"Records":[{"Data":"…base64…"},…],"DeliveryStreamName":"…"}`, the body of PutRecordBatch.
+    Records,
+}
+
+/// One attempt to deliver: the records of one or more batches of one stream.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The delivery stream that the call goes to; for `directory`, the name of the stream's folder.
+    pub delivery_stream: Arc<str>,
+    /// The whole body in the destination's encoding. Cloning shares the bytes.
+    pub body: Bytes,
+    /// The number of records in the body; 1 where the encoding is lines.
+    pub records: usize,
+}
+
+/// What became of one call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every record was accepted.
+    Accepted,
+    /// The destination answered for each record; at least one was not accepted. As long as the call's records.
+    Partial(Vec<RecordOutcome>),
+    /// Certainly nothing was accepted.
+    Refused {
+        /// What kind of refusal, which decides what the lane does.
+        kind: Refusal,
+        /// A sentence for the log and `/status`.
+        message: String,
+    },
+    /// It cannot be known whether anything was accepted: to send again may duplicate.
+    Unknown {
+        /// A sentence for the log and `/status`.
+        message: String,
+    },
+}
+
+/// What became of one record of a call that was answered record by record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordOutcome {
+    /// Accepted.
+    Accepted,
+    /// Not accepted: over the delivery stream's quota (`ServiceUnavailableException`).
+    Throttled,
+    /// Not accepted: an error inside the service (`InternalFailure` and every code not known here).
+    Internal,
+}
+
+/// Why a call as a whole was certainly not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Over a quota: slow down.
+    Throttled,
+    /// A fault that passes: no connection, a full disk, an expired request.
+    Transient,
+    /// Credentials are missing, expired or lack a right: somebody must act, the events are kept.
+    Credentials,
+    /// The delivery stream's KMS key refuses: heals when the key does.
+    Key,
+    /// This delivery stream can not take calls as it stands: it does not exist, or takes its data elsewhere.
+    Permanent,
+    /// Something in the body was refused: bisecting finds which record.
+    Content,
+}
+
+/// A destination, chosen once at start.
+#[derive(Debug)]
+pub enum Destination {
+    /// Files on this host, laid out as Firehose lays out S3.
+    Directory(Directory),
+    /// Amazon Data Firehose.
+    Firehose(Firehose),
+    /// Accepts and forgets, for measuring.
+    Null,
+}
+
+impl Destination {
+    /// What this destination wants batches encoded as.
+    pub fn encoding(&self) -> Encoding {
+        match self {
+            Destination::Firehose(_) => Encoding::Records,
+            Destination::Directory(_) | Destination::Null => Encoding::Lines,
+        }
+    }
+
+    /// Makes one attempt to deliver `call` and says what became of it.
+    pub async fn call(&self, call: Call) -> Outcome {
+        match self {
+            Destination::Directory(directory) => directory.call(call).await,
+            Destination::Firehose(firehose) => firehose.call(call).await,
+            Destination::Null => Outcome::Accepted,
+        }
+    }
+}
