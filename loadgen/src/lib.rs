@@ -1,0 +1,39 @@
+//! Standpipe's load generator: what the `loadgen` binary does, as a library.
+//!
+//! It links nothing of the relay: its encoder, decoder and books are an independent check on the relay's.
+//!
+//! # Layout
+//!
+//! - [`event`]: what is inside a generated event, built and checked.
+//! - [`schedule`]: when each event is due, and on which connection and stream.
+//! - [`send`]: the sender.
+//! - [`sink`]: a Firehose-compatible endpoint that checks, counts and fails on purpose.
+//! - [`run`]: sink, relay and sender together, verified and reported.
+//! - [`units`]: how numbers are written.
+
+pub mod event;
+pub mod schedule;
+pub mod send;
+pub mod units;
+
+/// Binds this thread to one CPU. Where that is not allowed, the thread stays where it may run, with a warning.
+pub fn pin_to(cpu: usize) {
+    if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
+        eprintln!("this thread could not be bound to CPU {cpu}; it runs unbound");
+    }
+}
+
+/// Writes JSON, indented, to a file, or to standard output for `-`.
+///
+/// # Errors
+///
+/// A sentence that names the file.
+pub fn write_json(path: &str, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    use anyhow::Context;
+    let text = serde_json::to_string_pretty(value).context("the report could not be written as JSON")?;
+    if path == "-" {
+        println!("{text}");
+        return Ok(());
+    }
+    std::fs::write(path, text + "\n").with_context(|| format!("`{path}` could not be written"))
+}
