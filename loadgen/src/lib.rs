@@ -8,12 +8,15 @@
 //! - [`schedule`]: when each event is due, and on which connection and stream.
 //! - [`send`]: the sender.
 //! - [`sink`]: a Firehose-compatible endpoint that checks, counts and fails on purpose.
-//! - [`run`]: sink, relay and sender together, verified and reported.
+//! - [`report`], [`progress`]: tables and a bar for people.
 //! - [`units`]: how numbers are written.
 
 pub mod event;
+pub mod progress;
+pub mod report;
 pub mod schedule;
 pub mod send;
+pub mod sink;
 pub mod units;
 
 /// Binds this thread to one CPU. Where that is not allowed, the thread stays where it may run, with a warning.

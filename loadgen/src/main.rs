@@ -1,2 +1,137 @@
-//! The load generator.
-fn main() {}
+//! `loadgen`: the command line over the library. Exit codes: 0 all well, 1 something was lost or went wrong
+//! while running, 2 it could not start.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use loadgen::progress::Follower;
+use loadgen::send::{Load, Plan, Progress, Target, send};
+use loadgen::sink::{Settings, Sink};
+use loadgen::{report, write_json};
+
+#[derive(Parser)]
+#[command(name = "loadgen", version, about = "Loads an event relay, plays the service behind it, and verifies every event")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends generated events over TCP or a Unix socket.
+    Send(SendArguments),
+    /// Plays Amazon Data Firehose: checks every limit, keeps a ledger, fails on purpose.
+    Sink(SinkArguments),
+}
+
+#[derive(clap::Args)]
+struct SendArguments {
+    /// Where to: HOST:PORT or unix:PATH.
+    #[arg(long, value_name = "ADDR")]
+    to: Target,
+    #[command(flatten)]
+    load: Load,
+    /// Shows a progress bar, on a terminal.
+    #[arg(long)]
+    progress: bool,
+    /// Bind the sending threads to this CPU.
+    #[arg(long, value_name = "CPU")]
+    pin: Option<usize>,
+    /// Writes what was sent as JSON; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    json: Option<String>,
+}
+
+#[derive(clap::Args)]
+struct SinkArguments {
+    /// Where to listen; port 0 takes any. The first line on standard output tells.
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR")]
+    listen: SocketAddr,
+    /// Seed of the faults.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    settings: Settings,
+    /// Bind the sink to this CPU.
+    #[arg(long, value_name = "CPU")]
+    pin: Option<usize>,
+    /// Writes the ledger as JSON when told to stop (SIGTERM or SIGINT); `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    json: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Send(arguments) => run_send(arguments),
+        Command::Sink(arguments) => run_sink(arguments),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("loadgen: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run_send(arguments: SendArguments) -> anyhow::Result<bool> {
+    let plan = Plan::new(arguments.load)?;
+    let progress = Progress::default();
+    let follower = arguments.progress.then(|| Follower::new(progress.clone(), plan.events()));
+    let sent = send(&plan, &arguments.to, &progress, arguments.pin)?;
+    drop(follower);
+    eprintln!("{}", report::sent(&sent));
+    sent.errors.iter().for_each(|error| eprintln!("loadgen: {error}"));
+    if let Some(path) = &arguments.json {
+        write_json(path, &sent)?;
+    }
+    Ok(sent.is_complete())
+}
+
+fn run_sink(arguments: SinkArguments) -> anyhow::Result<bool> {
+    let stop = Stop::new()?;
+    let sink = Sink::start(arguments.listen, arguments.seed, arguments.settings, arguments.pin)?;
+    println!("listening on http://{}", sink.address());
+    eprintln!("seed {}", arguments.seed);
+    stop.wait();
+    let totals = sink.totals();
+    eprintln!("{}", report::totals(&totals));
+    if let Some(path) = &arguments.json {
+        write_json(path, &totals)?;
+    }
+    Ok(true)
+}
+
+/// SIGTERM or SIGINT, heard from the moment that this is made.
+struct Stop {
+    runtime: tokio::runtime::Runtime,
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("no runtime for signals could be started")?;
+        let _context = runtime.enter();
+        let terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be heard")?;
+        let interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be heard")?;
+        drop(_context);
+        Ok(Self { runtime, terminate, interrupt })
+    }
+
+    fn wait(mut self) {
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+        });
+    }
+}
