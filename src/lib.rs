@@ -4,6 +4,7 @@
 //!
 //! The binary is a thin shell over this crate.
 
+pub mod cli;
 pub mod config;
 pub mod destination;
 pub mod metrics;
