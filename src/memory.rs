@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::stream::Stream;
 
+mod machine;
 mod plan;
 
 pub use plan::{Machine, Plan, PlanError};

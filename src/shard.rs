@@ -64,6 +64,7 @@ pub struct Orders {
     phase: AtomicU8,
     /// Shards that have sealed all and read nothing any more.
     quiet: AtomicUsize,
+    quieter: tokio::sync::Notify,
     /// How often every shard has been asked to forget idle streams.
     sweeps: AtomicUsize,
 }
@@ -107,6 +108,16 @@ impl Orders {
     /// How many shards are done with reading.
     pub fn quiet(&self) -> usize {
         self.quiet.load(Ordering::Acquire)
+    }
+
+    /// Resolves when another shard has become quiet.
+    pub async fn quieter(&self) {
+        self.quieter.notified().await;
+    }
+
+    fn one_more_quiet(&self) {
+        self.quiet.fetch_add(1, Ordering::AcqRel);
+        self.quieter.notify_one();
     }
 }
 
@@ -196,7 +207,7 @@ impl Shard {
             if self.intake.is_done() && settled {
                 self.is_quiet = true;
                 self.intake.seal_all();
-                self.intake.orders().quiet.fetch_add(1, Ordering::AcqRel);
+                self.intake.orders().one_more_quiet();
             }
         }
         let sweeps = self.intake.orders().sweeps.load(Ordering::Acquire);
