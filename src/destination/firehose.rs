@@ -135,7 +135,8 @@ impl Firehose {
 
     async fn check_credentials(&self) {
         let Some(provider) = &self.credentials else { return };
-        let problem = match tokio::time::timeout(CREDENTIALS_CHECK_MAX, provider.provide_credentials()).await {
+        let problem = match tokio::time::timeout(CREDENTIALS_CHECK_MAX, provider.provide_credentials()).await
+        {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("nothing answered within {CREDENTIALS_CHECK_MAX:?}"),
@@ -188,7 +189,9 @@ fn http_client(settings: &FirehoseSettings) -> SharedHttpClient {
         .pool_idle_timeout(IDLE_CONNECTION_MAX)
         .pool_max_idle_per_host(settings.max_idle_connections)
         .proxy_config(ProxyConfig::from_env())
-        .connector_settings(HttpConnectorSettings::builder().connect_timeout(settings.connect_timeout).build())
+        .connector_settings(
+            HttpConnectorSettings::builder().connect_timeout(settings.connect_timeout).build(),
+        )
         .build();
     let connector = SharedHttpConnector::new(connector);
     http_client_fn(move |_, _| connector.clone())
@@ -197,13 +200,18 @@ fn http_client(settings: &FirehoseSettings) -> SharedHttpClient {
 /// A call that was answered with success: the entries decide, whatever FailedPutCount says.
 fn accepted(call: &Call, entries: &[PutRecordBatchResponseEntry]) -> Outcome {
     if entries.len() != call.records {
-        return unknown(call, format_args!("{} records were answered out of {}", entries.len(), call.records));
+        return unknown(
+            call,
+            format_args!("{} records were answered out of {}", entries.len(), call.records),
+        );
     }
     let outcomes: Option<Vec<RecordOutcome>> =
         entries.iter().map(|entry| classify_record(entry.record_id(), entry.error_code())).collect();
     match outcomes {
         None => unknown(call, format_args!("a record was answered with neither an id nor an error")),
-        Some(outcomes) if outcomes.iter().all(|outcome| *outcome == RecordOutcome::Accepted) => Outcome::Accepted,
+        Some(outcomes) if outcomes.iter().all(|outcome| *outcome == RecordOutcome::Accepted) => {
+            Outcome::Accepted
+        }
         Some(outcomes) => Outcome::Partial(outcomes),
     }
 }
@@ -262,7 +270,9 @@ fn refused(call: &Call, kind: Refusal, what: std::fmt::Arguments<'_>) -> Outcome
 fn unknown(call: &Call, what: std::fmt::Arguments<'_>) -> Outcome {
     let name = &call.delivery_stream;
     Outcome::Unknown {
-        message: format!("Firehose delivery stream {name}: {what}. Whether the call was accepted is unknown."),
+        message: format!(
+            "Firehose delivery stream {name}: {what}. Whether the call was accepted is unknown."
+        ),
     }
 }
 

@@ -46,14 +46,18 @@ const OTHER_SOURCE: Verdict = Verdict::Refused(
     Refusal::Permanent,
     "the delivery stream takes its data from another source; use one whose source is Direct PUT",
 );
-const UNEXPECTED: Verdict =
-    Verdict::Refused(Refusal::Permanent, "check that the endpoint is Firehose and the delivery stream is right");
+const UNEXPECTED: Verdict = Verdict::Refused(
+    Refusal::Permanent,
+    "check that the endpoint is Firehose and the delivery stream is right",
+);
 const NOT_FIREHOSE: Verdict = Verdict::Refused(
     Refusal::Transient,
     "this is no answer of Firehose: check the endpoint and any proxy on the way; it is sent again",
 );
-const CONTENT: Verdict =
-    Verdict::Refused(Refusal::Content, "something in the body was refused; smaller calls find out which record");
+const CONTENT: Verdict = Verdict::Refused(
+    Refusal::Content,
+    "something in the body was refused; smaller calls find out which record",
+);
 
 /// What an answer with this status, AWS error code and message means. A code may carry its `Exception` or not.
 pub(super) fn classify(status: u16, code: Option<&str>, message: Option<&str>) -> Verdict {
@@ -102,7 +106,11 @@ fn by_code(code: &str, message: &str) -> Option<Verdict> {
     Some(match code {
         "RequestExpired" | "RequestTimeTooSkewed" | "RequestInTheFuture" => CLOCK,
         // Firehose answers so to a request that is more than five minutes off.
-        "InvalidSignature" if message.contains("Signature expired") || message.contains("not yet current") => CLOCK,
+        "InvalidSignature"
+            if message.contains("Signature expired") || message.contains("not yet current") =>
+        {
+            CLOCK
+        }
         "RequestTimeout" | "ResourceInUse" => AGAIN,
         "InvalidKMSResource" => KEY,
         _ if code.starts_with("KMS") => KEY,
@@ -122,7 +130,9 @@ fn by_code(code: &str, message: &str) -> Option<Verdict> {
         "ResourceNotFound" => NO_STREAM,
         "InvalidSource" => OTHER_SOURCE,
         // "This operation is not permitted on KinesisStreamAsSource delivery stream type.", and its like for MSK.
-        "InvalidArgument" if message.contains("AsSource") || message.contains("not permitted on") => OTHER_SOURCE,
+        "InvalidArgument" if message.contains("AsSource") || message.contains("not permitted on") => {
+            OTHER_SOURCE
+        }
         "UnknownOperation" | "InvalidAction" => UNEXPECTED,
         "InvalidArgument" | "Validation" | "Serialization" => CONTENT,
         _ => return None,
@@ -174,7 +184,12 @@ mod tests {
             (429, None, None, Some(Throttled)),
             (400, Some("RequestExpired"), None, Some(Transient)),
             (403, Some("RequestTimeTooSkewed"), None, Some(Transient)),
-            (400, Some("InvalidSignatureException"), Some("Signature expired: a is now earlier"), Some(Transient)),
+            (
+                400,
+                Some("InvalidSignatureException"),
+                Some("Signature expired: a is now earlier"),
+                Some(Transient),
+            ),
             (400, Some("RequestTimeout"), None, Some(Transient)),
             (408, None, None, Some(Transient)),
             (400, Some("InvalidSignatureException"), Some("does not match"), Some(Credentials)),
