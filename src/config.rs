@@ -1,1 +1,159 @@
-//! Configuration.
+//! The configuration: what an operator decides, read once at start and never changed after.
+//!
+//! Every setting stands in one row of `table` (and `stream`, for one stream): key, kind, limits, default and
+//! documentation. From the rows come the keys of the TOML file, the `STANDPIPE_*` variables, the flags,
+//! `--help` and the text of `standpipe config`. Reading has two steps: each source gives raw values with the
+//! place where each was written (`file`, `words`), and `resolve` applies them in order (defaults, file,
+//! environment, flags), so that the later source wins and yet every value is checked.
+//!
+//! Invariants: a [`Config`] that [`Config::load`] returns is within all documented limits; unknown keys are
+//! refused; all errors are reported at once. What depends on the machine (`shards`, `memory`) stays `None`
+//! here where it is to be found out, so that the same sources give the same `Config` on every host.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+mod choices;
+mod document;
+mod errors;
+mod file;
+pub mod name;
+mod raw;
+mod resolve;
+mod setters;
+mod setting;
+mod stream;
+mod table;
+pub mod units;
+mod words;
+
+pub use self::choices::{DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode};
+pub use self::errors::{Error, Errors};
+pub(crate) use self::setting::{Kind, Setting};
+pub(crate) use self::table::SETTINGS;
+
+/// Everything that an operator can decide, resolved and within its limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where clients connect; at least one address, none twice.
+    pub listen: Vec<ListenAddress>,
+    /// Where the admin HTTP server listens.
+    pub admin: SocketAddr,
+    /// Where calls go.
+    pub destination: DestinationChoice,
+    /// An endpoint to call instead of the region's own; `http://` or `https://`.
+    pub endpoint_url: Option<String>,
+    /// The AWS region; `None` leaves it to the AWS chain (environment, profile, instance metadata).
+    pub region: Option<String>,
+    /// The delivery stream of a stream without a mapping of its own; `{stream}`, at most once, stands for the
+    /// stream's name. See [`name::fill_template`], which checks the result.
+    pub delivery_stream: String,
+    /// The number of shard threads, 1 to 256; `None`: one less than the CPUs that the process may use.
+    pub shards: Option<usize>,
+    /// Which driver reads the sockets.
+    pub io: IoChoice,
+    /// The longest that an event waits for others in an open buffer.
+    pub linger: Duration,
+    /// The limit of all memory, in bytes; `None`: a quarter of the smaller of RAM and cgroup limit.
+    pub memory: Option<u64>,
+    /// What happens to an event whose stream holds all that it may.
+    pub on_full: OnFull,
+    /// How events are packed into records, for streams without packing of their own.
+    pub packing: Packing,
+    /// The longest payload of a frame, in bytes without its LF; 1 to 1,023,999.
+    pub frame_bytes_max: usize,
+    /// The most connections open at one time.
+    pub max_connections: usize,
+    /// The most stream names known at one time.
+    pub max_streams: usize,
+    /// The most streams with a metrics label of their own; the rest count in `_other`.
+    pub max_stream_labels: usize,
+    /// Whether a stream must have a `[streams.NAME]` table to be accepted.
+    pub only_configured_streams: bool,
+    /// The most calls in flight in all.
+    pub max_calls: usize,
+    /// The most calls in flight a lane; never more than `max_calls`.
+    pub max_lane_calls: usize,
+    /// The longest that one call may take, from its connection to the end of its answer.
+    pub call_timeout: Duration,
+    /// The longest that connecting may take, within `call_timeout`.
+    pub connect_timeout: Duration,
+    /// The upper bound of the first wait before a retry; each further one doubles it.
+    pub retry_base: Duration,
+    /// The upper bound of every wait before a retry; never less than `retry_base`.
+    pub retry_max: Duration,
+    /// How often a parked lane tries one call.
+    pub park_probe: Duration,
+    /// How long the relay still accepts connections after SIGTERM.
+    pub pre_drain_delay: Duration,
+    /// The longest that draining may take after that.
+    pub drain_deadline: Duration,
+    /// Whether the relay may listen beside another one on the same address.
+    pub takeover: bool,
+    /// Which log lines are written, as a tracing filter such as `info,standpipe::shard=debug`.
+    pub log: String,
+    /// The configured streams by name (`[streams.NAME]` in the file).
+    pub streams: BTreeMap<String, StreamConfig>,
+}
+
+/// What is configured for one stream, with the relay's own values where the stream has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamConfig {
+    /// The delivery streams that the stream is spread over, none twice; empty: the one of the template.
+    /// Only for `firehose`.
+    pub delivery_streams: Vec<String>,
+    /// How the stream's events are packed into records.
+    pub packing: Packing,
+    /// What happens to an event when the stream holds all that it may.
+    pub on_full: OnFull,
+}
+
+/// What the configuration is made from, in ascending precedence; beneath it all lie the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The TOML file. Where there is none, the variable `STANDPIPE_CONFIG` may name it.
+    pub file: Option<PathBuf>,
+    /// The environment; only names that begin with `STANDPIPE_` are looked at.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The settings given as flags, as (key, value); a list has one entry an element.
+    pub flags: Vec<(String, OsString)>,
+}
+
+impl Config {
+    /// Reads all sources and resolves them.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong in any of the sources, at once.
+    pub fn load(sources: Sources) -> Result<Config, Errors> {
+        let mut errors = Errors::default();
+        let (environment, file_from_environment) = words::read_environment(&sources.environment, &mut errors);
+        let flags = words::read_flags(&sources.flags, &mut errors);
+        let mut layers = vec![file::read_defaults()];
+        if let Some(path) = sources.file.or(file_from_environment) {
+            layers.push(file::read(&path, &mut errors));
+        }
+        layers.extend([environment, flags]);
+        resolve::resolve(layers, errors)
+    }
+
+    /// The commented default configuration: a TOML file in which every setting stands with what it does, its
+    /// limits and its default. Lines that begin with `#` and a letter are settings, lines that begin with `#
+    /// ` are prose.
+    pub fn default_toml() -> String {
+        document::default_toml()
+    }
+}
+
+impl Default for Config {
+    /// What a relay without any file, variable or flag runs with.
+    fn default() -> Self {
+        Config::load(Sources::default()).expect("the defaults in the table are within their own limits")
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,44 @@
 //!
 //! # The map, in the order in which an event passes
 //!
-//! The binary is a thin shell over this crate.
+//! - [`net`] reads sockets, with io_uring or epoll behind one face, and knows nothing of lines.
+//! - [`shard`] is one pinned thread: its connections, its stream buffers, no locks.
+//! - [`connection`] cuts bytes into lines at any split; [`frame`] says what stands in a line.
+//! - [`stream`] knows streams by name; [`buffer`] gathers one stream's events on one shard, and [`encode`]
+//!   packs them into records as they come; [`linger`] says when a buffer is sealed.
+//! - [`batch`] is what was sealed; [`queue`] hands it over, the only place where shards and delivery meet.
+//! - [`delivery`] queues batches by stream, and its lanes decide which call starts when, what is retried and
+//!   what is settled.
+//! - [`destination`] makes a call and says truthfully what became of it; AWS appears only there.
+//!
+//! Beside the path: [`memory`] is the one limit and who holds how much of it, [`metrics`] accounts for every
+//! event, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
+//! [`drain`] lead to the end, and [`relay`] alone knows everybody.
+//!
+//! # Invariants
+//!
+//! - Every event that arrived is in one place: `received + recovered = delivered + dropped + held`.
+//! - Imports point one way: `frame`, `batch`, `encode` and `metrics` know nobody above them; `destination`
+//!   never retries; `delivery` never sees AWS.
+//! - Everything has a bound, and every drop has a reason and a counter.
 
+pub mod admin;
+pub mod batch;
+pub mod buffer;
+pub mod cli;
 pub mod config;
+pub mod connection;
+pub mod delivery;
 pub mod destination;
+pub mod drain;
+pub mod encode;
+pub mod frame;
+pub mod lifecycle;
+pub mod linger;
+pub mod memory;
 pub mod metrics;
+pub mod net;
+pub mod queue;
+pub mod relay;
+pub mod shard;
+pub mod stream;

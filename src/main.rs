@@ -1,1 +1,133 @@
-fn main() {}
+//! The `standpipe` command. Reads the command line, runs what was asked for, and decides the exit codes:
+//! 0 done, 1 cannot start, 2 bad configuration, 3 drained with events left behind.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use standpipe::cli::{self, Command};
+use standpipe::config::Config;
+use standpipe::drain::Drained;
+use standpipe::memory::{Machine, Plan};
+use standpipe::relay;
+use tracing_subscriber::EnvFilter;
+
+/// Gives memory back to the system as it falls idle, and wastes little of it in fragments.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Two arenas, so that what shards and delivery free is used again by each other; pages go back within a second.
+#[allow(unsafe_code, reason = "the allocator reads its options from this symbol")]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static ALLOCATOR_OPTIONS: &[u8; 72] = b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,background_thread:true\0\0\0";
+
+const CANNOT_START: u8 = 1;
+const EVENTS_LEFT: u8 = 3;
+
+fn main() -> ExitCode {
+    let command = cli::parse(std::env::args_os(), std::env::vars_os()).unwrap_or_else(|error| error.exit());
+    match command {
+        Command::Relay(Ok(config)) => run(*config),
+        Command::Check(Ok(config)) => check(&config),
+        Command::PrintConfig => print(&Config::default_toml()),
+        Command::Relay(Err(errors)) | Command::Check(Err(errors)) => {
+            eprintln!("{errors}");
+            ExitCode::from(cli::EXIT_CONFIGURATION)
+        }
+    }
+}
+
+fn run(config: Config) -> ExitCode {
+    start_log(&config.log);
+    abort_on_panic();
+    raise_file_limit();
+    match serve(config) {
+        Ok(Drained::Clean) => ExitCode::SUCCESS,
+        Ok(Drained::Left(events)) => {
+            tracing::error!("{events} events were left when the drain ended; they are dropped and counted");
+            ExitCode::from(EVENTS_LEFT)
+        }
+        Err(error) => {
+            tracing::error!("cannot start: {error:#}");
+            ExitCode::from(CANNOT_START)
+        }
+    }
+}
+
+fn serve(config: Config) -> anyhow::Result<Drained> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("delivery")
+        .enable_all()
+        .build()
+        .context("the delivery threads cannot be started")?;
+    let drained = runtime.block_on(relay::run(config));
+    // Calls that were given up must not hold the process.
+    runtime.shutdown_background();
+    drained
+}
+
+/// `standpipe check`: the plan on this machine, or what is wrong with the configuration.
+fn check(config: &Config) -> ExitCode {
+    raise_file_limit();
+    match Plan::new(config, Machine::detect()) {
+        Ok(plan) => print(&format!("{}\n\n{plan}\n", summary(config))),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(cli::EXIT_CONFIGURATION)
+        }
+    }
+}
+
+fn summary(config: &Config) -> String {
+    let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    format!(
+        "{:<14} {}\n{:<14} {}\n{:<14} {}\n{:<14} {:?}\n{:<14} {}",
+        "listen",
+        listen.join(", "),
+        "admin",
+        config.admin,
+        "destination",
+        config.destination,
+        "linger",
+        config.linger,
+        "streams",
+        match config.streams.len() {
+            0 => "none configured".to_owned(),
+            count => format!("{count} configured"),
+        },
+    )
+}
+
+/// Prints, and does not mind a reader that went away.
+fn print(text: &str) -> ExitCode {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+/// Text on a terminal, JSON otherwise; on standard error, so that standard output stays free.
+fn start_log(filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.with_target(false).init();
+    } else {
+        builder.json().init();
+    }
+}
+
+/// A thread that panics leaves events behind that nobody counts any more: end, and let a supervisor start anew.
+fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
+}
+
+/// Connections need files: as many as the system allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}

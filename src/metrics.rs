@@ -1,35 +1,358 @@
-//! Metrics.
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+//! Every counter of the process. Shards count in cells that only they write, so that the data plane pays a
+//! plain store; delivery counts with atomics, a batch at a time. Nothing is summed before somebody scrapes:
+//! that is `metrics::exposition`.
+//!
+//! Invariant: once nothing moves, `received + recovered = delivered + dropped + held` for every stream label,
+//! and `held` is the sum of its places, never a difference.
 
-/// A histogram of durations whose observations carry a weight, so that one observation can stand for all the
-/// events of a batch.
-#[derive(Debug)]
-pub struct Histogram {
-    bounds_seconds: &'static [f64],
-    /// One count a bound, and a last one for what is beyond all of them.
-    counts: Box<[AtomicU64]>,
-    sum_nanoseconds: AtomicU64,
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
+
+use crate::frame::Reject;
+
+pub mod exposition;
+mod histogram;
+
+pub use histogram::Histogram;
+
+/// The label of every stream and delivery stream beyond `max_stream_labels`. No stream can have this name.
+pub const OTHER: &str = "_other";
+
+/// Upper bounds of `call_duration_seconds` and `fsync_duration_seconds`: from a local file to a call time-out.
+const DURATION_BOUNDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Upper bounds of `delivery_latency_seconds`: around `linger` at its default, and up to an outage.
+const LATENCY_BOUNDS: &[f64] =
+    &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
+
+/// Why an event was dropped: the closed list behind `events_dropped_total{reason}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drop {
+    /// At the memory cap with `on_full = "drop"`.
+    Memory,
+    /// Beyond the cap of a stream whose lanes are all parked.
+    Parked,
+    /// Refused alone by the destination.
+    Rejected,
+    /// Still here when the drain deadline passed.
+    DrainDeadline,
 }
 
-impl Histogram {
-    /// A histogram with these upper bounds, in seconds, ascending.
-    pub fn new(bounds_seconds: &'static [f64]) -> Self {
-        let counts = (0..=bounds_seconds.len()).map(|_| AtomicU64::new(0)).collect();
-        Self { bounds_seconds, counts, sum_nanoseconds: AtomicU64::new(0) }
+impl Drop {
+    /// Every reason, in the order of its index.
+    pub const ALL: [Drop; 4] = [Drop::Memory, Drop::Parked, Drop::Rejected, Drop::DrainDeadline];
+
+    fn label(self) -> &'static str {
+        match self {
+            Drop::Memory => "memory",
+            Drop::Parked => "parked",
+            Drop::Rejected => "rejected",
+            Drop::DrainDeadline => "drain_deadline",
+        }
+    }
+}
+
+/// Where a sealed event waits: `events_held{place}`. The open ones are counted by the shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Sealed, and no call with it was made yet.
+    Queued,
+    /// In a call that has no answer yet.
+    InFlight,
+    /// In a call that failed, and waits for the next.
+    Retry,
+}
+
+/// What became of a record or a call: the closed list behind `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Accepted.
+    Ok,
+    /// Over a quota.
+    Throttled,
+    /// An error inside the service, or none could be reached.
+    Internal,
+    /// Refused for what it is: no such delivery stream, no right, or bad content.
+    Rejected,
+    /// It cannot be known.
+    Unknown,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of its index.
+    pub const ALL: [Outcome; 5] =
+        [Outcome::Ok, Outcome::Throttled, Outcome::Internal, Outcome::Rejected, Outcome::Unknown];
+
+    /// The value of the metric's `outcome` label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::Throttled => "throttled",
+            Outcome::Internal => "internal",
+            Outcome::Rejected => "rejected",
+            Outcome::Unknown => "unknown",
+        }
+    }
+}
+
+/// A count that one thread writes and any thread reads.
+#[derive(Debug, Default)]
+pub struct Cell(AtomicU64);
+
+impl Cell {
+    /// Adds `n`. Only the cell's one writer may call this.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }
 
-    /// Counts `weight` observations of `duration`.
-    pub fn observe_weighted(&self, duration: Duration, weight: u64) {
-        let seconds = duration.as_secs_f64();
-        let bucket = self.bounds_seconds.partition_point(|bound| *bound < seconds);
-        self.counts[bucket].fetch_add(weight, Relaxed);
-        let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.sum_nanoseconds.fetch_add(nanoseconds.saturating_mul(weight), Relaxed);
+    /// Takes `n` away. Only the cell's one writer may call this.
+    #[inline]
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
     }
 
-    /// Counts one observation of `duration`.
-    pub fn observe(&self, duration: Duration) {
-        self.observe_weighted(duration, 1);
+    /// Sets the value. Only the cell's one writer may call this.
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
+    /// The value, perhaps a moment old.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What one shard counts for one label. A cache line of its own, since another shard writes the next.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct ShardCell {
+    /// Events of good frames.
+    pub received: Cell,
+    /// Events in open buffers.
+    pub open: Cell,
+    /// When the oldest open event was received, in nanoseconds since the epoch of [`Metrics`]; 0 where none is.
+    pub open_since: Cell,
+}
+
+/// The counters of one stream label.
+#[derive(Debug)]
+pub struct Label {
+    name: String,
+    /// One a shard.
+    pub shards: Box<[ShardCell]>,
+    delivered: AtomicU64,
+    dropped: [AtomicU64; Drop::ALL.len()],
+    held: [AtomicU64; 3],
+    payload_bytes: AtomicU64,
+    billed_bytes: AtomicU64,
+    duplicates: AtomicU64,
+}
+
+impl Label {
+    fn new(name: &str, shards: usize) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.to_owned(),
+            shards: (0..shards).map(|_| ShardCell::default()).collect(),
+            delivered: AtomicU64::new(0),
+            dropped: Default::default(),
+            held: Default::default(),
+            payload_bytes: AtomicU64::new(0),
+            billed_bytes: AtomicU64::new(0),
+            duplicates: AtomicU64::new(0),
+        })
+    }
+
+    /// The value of the metric's `stream` label.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Events delivered, with the raw bytes and the billed bytes of their record.
+    pub fn delivered(&self, events: u64, payload_bytes: u64, billed_bytes: u64) {
+        self.delivered.fetch_add(events, Relaxed);
+        self.payload_bytes.fetch_add(payload_bytes, Relaxed);
+        self.billed_bytes.fetch_add(billed_bytes, Relaxed);
+    }
+
+    /// Events dropped.
+    pub fn dropped(&self, events: u64, reason: Drop) {
+        self.dropped[reason as usize].fetch_add(events, Relaxed);
+    }
+
+    /// Events that came to a place.
+    pub fn enter(&self, events: u64, place: Place) {
+        self.held[place as usize].fetch_add(events, Relaxed);
+    }
+
+    /// Events that left a place.
+    pub fn leave(&self, events: u64, place: Place) {
+        self.held[place as usize].fetch_sub(events, Relaxed);
+    }
+
+    /// Events that are sent again although they may have been accepted.
+    pub fn resent_after_unknown(&self, events: u64) {
+        self.duplicates.fetch_add(events, Relaxed);
+    }
+
+    /// The figures of the identity, read one by one.
+    pub fn totals(&self) -> Totals {
+        let held = |place: Place| self.held[place as usize].load(Relaxed);
+        Totals {
+            stream: self.name.clone(),
+            received: self.shards.iter().map(|cell| cell.received.get()).sum(),
+            recovered: 0,
+            delivered: self.delivered.load(Relaxed),
+            dropped: Drop::ALL.map(|reason| self.dropped[reason as usize].load(Relaxed)),
+            open: self.shards.iter().map(|cell| cell.open.get()).sum(),
+            queued: held(Place::Queued),
+            in_flight: held(Place::InFlight),
+            retry: held(Place::Retry),
+        }
+    }
+}
+
+/// Every event of one label and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the words of the metrics")]
+pub struct Totals {
+    pub stream: String,
+    pub received: u64,
+    pub recovered: u64,
+    pub delivered: u64,
+    pub dropped: [u64; Drop::ALL.len()],
+    pub open: u64,
+    pub queued: u64,
+    pub in_flight: u64,
+    pub retry: u64,
+}
+
+impl Totals {
+    /// Events that are still here, the sum of their places.
+    pub fn held(&self) -> u64 {
+        self.open + self.queued + self.in_flight + self.retry
+    }
+
+    /// Events dropped for any reason.
+    pub fn dropped_in_all(&self) -> u64 {
+        self.dropped.iter().sum()
+    }
+}
+
+/// What one shard counts beside its streams.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct ShardCounters {
+    /// Bytes read from sockets.
+    pub received_bytes: Cell,
+    /// Frames rejected, by reason.
+    pub rejected: [Cell; Reject::ALL.len()],
+    /// Connections accepted.
+    pub opened: Cell,
+    /// Connections that ended without a byte.
+    pub health_probes: Cell,
+    /// Connections refused because `max_connections` were open.
+    pub refused: Cell,
+    /// Connections closed because they held half a frame and gave no byte.
+    pub stalled: Cell,
+    /// Connections that were reset or failed.
+    pub failed: Cell,
+    /// Connections that are not read for lack of memory.
+    pub paused: Cell,
+    /// Time spent working rather than waiting, in nanoseconds.
+    pub busy_nanoseconds: Cell,
+}
+
+/// The counters of one delivery stream label.
+#[derive(Debug)]
+pub struct LaneCounters {
+    name: String,
+    calls: [AtomicU64; Outcome::ALL.len()],
+    records: [AtomicU64; Outcome::ALL.len()],
+}
+
+impl LaneCounters {
+    /// Counts a call.
+    pub fn call(&self, outcome: Outcome) {
+        self.calls[outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Counts records of a call.
+    pub fn records(&self, records: u64, outcome: Outcome) {
+        self.records[outcome as usize].fetch_add(records, Relaxed);
+    }
+}
+
+/// The counters of one process.
+#[derive(Debug)]
+pub struct Metrics {
+    /// What monotonic nanoseconds in cells count from.
+    pub epoch: Instant,
+    /// One a shard.
+    pub shards: Box<[ShardCounters]>,
+    /// Connections open now, by listener and shard.
+    pub connections: Box<[Box<[Cell]>]>,
+    listeners: Box<[String]>,
+    labels_max: usize,
+    labels: Mutex<BTreeMap<String, Arc<Label>>>,
+    lanes: RwLock<BTreeMap<String, Arc<LaneCounters>>>,
+    /// How long calls took.
+    pub call_duration: Histogram,
+    /// From receiving to accepted, weighted by events.
+    pub delivery_latency: Histogram,
+    /// How long the directory destination's syncs took.
+    pub fsync_duration: Arc<Histogram>,
+}
+
+impl Metrics {
+    /// Counters for `shards` shards, these listeners (by address), and at most `labels_max` stream labels.
+    pub fn new(epoch: Instant, shards: usize, listeners: Vec<String>, labels_max: usize) -> Arc<Self> {
+        let cells = |_| (0..shards).map(|_| Cell::default()).collect();
+        Arc::new(Self {
+            epoch,
+            shards: (0..shards).map(|_| ShardCounters::default()).collect(),
+            connections: (0..listeners.len()).map(cells).collect(),
+            listeners: listeners.into(),
+            labels_max,
+            labels: Mutex::default(),
+            lanes: RwLock::default(),
+            call_duration: Histogram::new(DURATION_BOUNDS),
+            delivery_latency: Histogram::new(LATENCY_BOUNDS),
+            fsync_duration: Arc::new(Histogram::new(DURATION_BOUNDS)),
+        })
+    }
+
+    /// The label of a stream: its own, or the shared one once `max_stream_labels` are given out. A name that
+    /// has one keeps it, and labels are never taken back, so a name never changes its label.
+    pub fn label(&self, stream: &str) -> Arc<Label> {
+        let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = labels.len() < self.labels_max || labels.contains_key(stream);
+        let name = if own { stream } else { OTHER };
+        let shards = self.shards.len();
+        Arc::clone(labels.entry(name.to_owned()).or_insert_with(|| Label::new(name, shards)))
+    }
+
+    /// The counters of a delivery stream, bounded as the streams' labels are.
+    pub fn lane(&self, delivery_stream: &str) -> Arc<LaneCounters> {
+        let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+        let own = lanes.len() < self.labels_max || lanes.contains_key(delivery_stream);
+        let name = if own { delivery_stream } else { OTHER };
+        let create = || {
+            let name = name.to_owned();
+            Arc::new(LaneCounters { name, calls: Default::default(), records: Default::default() })
+        };
+        Arc::clone(lanes.entry(name.to_owned()).or_insert_with(create))
+    }
+
+    /// The identity's figures of every label.
+    pub fn totals(&self) -> Vec<Totals> {
+        self.labels().iter().map(|label| label.totals()).collect()
+    }
+
+    fn labels(&self) -> Vec<Arc<Label>> {
+        self.labels.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }

@@ -1,0 +1,226 @@
+//! The command line: which command, and the settings that its flags give. All flags come from the table of
+//! [`crate::config`]. Nothing is printed and nothing exits here; `main` does both.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
+
+use crate::config::{Config, Errors, Kind, SETTINGS, Setting, Sources};
+
+/// The exit code of a wrong command line or configuration, as clap has it for its own errors.
+pub const EXIT_CONFIGURATION: u8 = 2;
+
+/// What the process is asked to do.
+#[derive(Debug)]
+pub enum Command {
+    /// `standpipe` or `standpipe relay`: run. With errors: print them and exit with [`EXIT_CONFIGURATION`].
+    Relay(Result<Box<Config>, Errors>),
+    /// `standpipe check FILE`: print the resolved plan, or the errors as above.
+    Check(Result<Box<Config>, Errors>),
+    /// `standpipe config`: print [`Config::default_toml`].
+    PrintConfig,
+}
+
+/// Reads the command line, and for the commands that need it the whole configuration.
+///
+/// # Errors
+///
+/// clap's, for a wrong command line as well as for `--help` and `--version`: `main` calls its `exit`.
+pub fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Command, clap::Error> {
+    let matches = command().try_get_matches_from(arguments)?;
+    let load = |matches: &ArgMatches| {
+        let environment = environment.into_iter().collect();
+        Config::load(sources(matches, environment)).map(Box::new)
+    };
+    Ok(match matches.subcommand() {
+        Some(("config", _)) => Command::PrintConfig,
+        Some(("check", matches)) => Command::Check(load(matches)),
+        Some((_, matches)) => Command::Relay(load(matches)),
+        None => Command::Relay(load(&matches)),
+    })
+}
+
+/// The whole command line, as clap knows it.
+pub fn command() -> clap::Command {
+    clap::Command::new("standpipe")
+        .bin_name("standpipe")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .override_usage(
+            "standpipe [relay] [OPTIONS]\n       standpipe check [FILE] [OPTIONS]\n       standpipe config",
+        )
+        .after_help(AFTER_HELP)
+        .args_conflicts_with_subcommands(true)
+        .max_term_width(110)
+        .subcommand_help_heading("Commands")
+        .disable_help_subcommand(true)
+        .arg(file_flag())
+        .args(SETTINGS.iter().map(flag))
+        .subcommand(relay())
+        .subcommand(check())
+        .subcommand(clap::Command::new("config").about("Print the commented default configuration"))
+}
+
+const AFTER_HELP: &str = "\
+    Every setting can also stand in the file (`standpipe config` prints one) or in the environment, as \
+    STANDPIPE_LINGER for --linger. A flag has precedence over the environment, and that over the file. \
+    AWS credentials come from where the AWS SDKs look for them.";
+
+fn relay() -> clap::Command {
+    clap::Command::new("relay")
+        .about("Run the relay (the default)")
+        .max_term_width(110)
+        .arg(file_flag())
+        .args(SETTINGS.iter().map(flag))
+}
+
+fn check() -> clap::Command {
+    let file = Arg::new("config")
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help("The configuration to check, together with the environment and the flags given here");
+    clap::Command::new("check")
+        .about("Check a configuration and print the plan that follows from it")
+        .max_term_width(110)
+        .arg(file)
+        .args(SETTINGS.iter().map(flag))
+}
+
+fn file_flag() -> Arg {
+    Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help("Read settings from this TOML file")
+}
+
+/// The flag of a setting.
+fn flag(setting: &Setting<Config>) -> Arg {
+    let help = match setting.default_word().as_str() {
+        "" => setting.help.to_owned(),
+        default => format!("{} [default: {default}]", setting.help),
+    };
+    let long_help = [setting.doc, &setting.kind.limits()].join(" ");
+    let argument = Arg::new(setting.key)
+        .long(setting.flag())
+        .value_name(setting.kind.value_name())
+        .value_parser(value_parser!(OsString))
+        .help_heading(setting.group.heading())
+        .long_help(format!("{help}\n{}", long_help.trim()))
+        .help(help);
+    match setting.kind {
+        Kind::List { .. } => argument.action(ArgAction::Append),
+        Kind::Switch { .. } => argument.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        _ => argument.action(ArgAction::Set),
+    }
+}
+
+/// What the flags say, with the environment.
+fn sources(matches: &ArgMatches, environment: Vec<(OsString, OsString)>) -> Sources {
+    let values = |setting: &Setting<Config>| {
+        let key = setting.key.to_owned();
+        matches
+            .get_many::<OsString>(setting.key)
+            .into_iter()
+            .flatten()
+            .map(move |value| (key.clone(), value.clone()))
+            .collect::<Vec<_>>()
+    };
+    Sources {
+        file: matches.get_one::<PathBuf>("config").cloned(),
+        environment,
+        flags: SETTINGS.iter().flat_map(values).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Result<Command, clap::Error> {
+        run_in(&[], arguments)
+    }
+
+    fn run_in(environment: &[(&str, &str)], arguments: &[&str]) -> Result<Command, clap::Error> {
+        let arguments = std::iter::once("standpipe").chain(arguments.iter().copied()).map(OsString::from);
+        parse(arguments, environment.iter().map(|(name, value)| (name.into(), value.into())))
+    }
+
+    fn relay_config(arguments: &[&str]) -> Config {
+        match run(arguments).expect("a good command line") {
+            Command::Relay(Ok(config)) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn relay_is_the_default_command() {
+        assert_eq!(relay_config(&[]), Config::default());
+        assert_eq!(relay_config(&["relay"]), Config::default());
+        let with = |arguments| relay_config(arguments).shards;
+        assert_eq!((with(&["--shards", "3"]), with(&["relay", "--shards=3"])), (Some(3), Some(3)));
+    }
+
+    #[test]
+    fn listen_may_be_repeated_and_a_switch_needs_no_value() {
+        let config = relay_config(&["--listen", "127.0.0.1:0", "--listen", "unix:/run/a,b", "--takeover"]);
+        let addresses: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["127.0.0.1:0", "unix:/run/a,b"]);
+        assert!(config.takeover);
+        assert!(!relay_config(&["--takeover=false"]).takeover);
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment() {
+        let environment = [("STANDPIPE_LINGER", "2s"), ("STANDPIPE_SHARDS", "2")];
+        match run_in(&environment, &["--linger", "3s"]) {
+            Ok(Command::Relay(Ok(config))) => {
+                assert_eq!((config.linger.as_secs(), config.shards), (3, Some(2)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn check_takes_a_file_and_flags() {
+        assert!(matches!(run(&["check"]), Ok(Command::Check(Ok(_)))));
+        assert!(matches!(run(&["check", "--memory", "64MiB"]), Ok(Command::Check(Ok(_)))));
+        match run(&["check", "no/such/file.toml", "--shards", "0"]) {
+            Ok(Command::Check(Err(errors))) => assert_eq!(errors.iter().count(), 2, "{errors}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(run(&["config"]), Ok(Command::PrintConfig)));
+    }
+
+    #[test]
+    fn a_wrong_command_line_exits_as_a_wrong_configuration_does() {
+        for arguments in [&["--listn", "x"][..], &["relya"], &["config", "--linger", "1s"], &["--linger"]] {
+            let error = run(arguments).expect_err("a wrong command line");
+            assert_eq!(error.exit_code(), i32::from(EXIT_CONFIGURATION), "{arguments:?}");
+        }
+        for arguments in [["--help"], ["-h"], ["--version"]] {
+            assert_eq!(run(&arguments).expect_err("clap has something to print").exit_code(), 0);
+        }
+    }
+
+    #[test]
+    fn help_shows_every_flag_under_its_heading_with_its_default() {
+        let short = command().render_help().to_string();
+        let long = command().render_long_help().to_string();
+        for setting in SETTINGS {
+            assert!(short.contains(&format!("--{}", setting.flag())), "{}", setting.key);
+            assert!(short.contains(&format!("{}:\n", setting.group.heading())), "{}", setting.key);
+        }
+        let words: Vec<_> = long.split_whitespace().collect();
+        assert!(words.join(" ").contains("[default: 1s] Longer means fuller records"), "{long}");
+    }
+}

@@ -1,0 +1,182 @@
+//! The values that are one of a few: addresses, destinations, drivers, policies. Each prints as it is written
+//! in the configuration.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::errors::did_you_mean;
+
+/// The longest path of a Unix socket, in bytes: `sun_path` has 108 with its NUL (unix(7)).
+const UNIX_PATH_BYTES_MAX: usize = 107;
+
+/// An address that clients connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// IPv4 or IPv6, with a port; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// The path of a Unix stream socket, at most 107 bytes.
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err("the path of the socket is missing; write \"unix:PATH\"".into()),
+            Some(path) if path.len() > UNIX_PATH_BYTES_MAX => {
+                Err(format!("the path of a Unix socket has at most {UNIX_PATH_BYTES_MAX} bytes"))
+            }
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => text.parse().map(Self::Tcp).map_err(|_| {
+                "not an address; write IP:PORT, such as \"0.0.0.0:15555\" or \"[::]:15555\", or \
+                 \"unix:PATH\""
+                    .into()
+            }),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Where calls go, as the operator named it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DestinationChoice {
+    /// Files below this path, laid out as Firehose lays out S3.
+    Directory(PathBuf),
+    /// Amazon Data Firehose.
+    Firehose,
+    /// Accepts and forgets, for measuring.
+    Null,
+}
+
+impl FromStr for DestinationChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, argument) = match text.split_once(':') {
+            Some((kind, argument)) => (kind, Some(argument)),
+            None => (text, None),
+        };
+        match (kind, argument) {
+            ("directory", Some(path)) if !path.is_empty() => Ok(Self::Directory(path.into())),
+            ("directory", _) => Err("the path is missing; write \"directory:PATH\"".into()),
+            ("firehose", None) => Ok(Self::Firehose),
+            ("null", None) => Ok(Self::Null),
+            ("kinesis" | "relay", _) => Err(format!(
+                "the destination \"{kind}\" does not exist yet; write \"directory:PATH\", \"firehose\" \
+                 or \"null\""
+            )),
+            ("firehose" | "null", Some(_)) => {
+                Err(format!("\"{kind}\" takes nothing behind it; write \"{kind}\""))
+            }
+            _ => Err(format!(
+                "not a destination; write \"directory:PATH\", \"firehose\" or \"null\"{}",
+                did_you_mean(kind, ["directory", "firehose", "null"], '"')
+            )),
+        }
+    }
+}
+
+impl fmt::Display for DestinationChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "directory:{}", Path::display(path)),
+            Self::Firehose => f.write_str("firehose"),
+            Self::Null => f.write_str("null"),
+        }
+    }
+}
+
+/// Which driver reads the sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoChoice {
+    /// io_uring where the system allows it, else epoll, with a warning that says why.
+    Auto,
+    /// io_uring, or no start.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+impl IoChoice {
+    /// All of them, in the order of [`Self::NAMES`].
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Uring, Self::Epoll];
+    /// What they are called in the configuration.
+    pub const NAMES: [&str; 3] = ["auto", "uring", "epoll"];
+}
+
+impl fmt::Display for IoChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::NAMES[*self as usize])
+    }
+}
+
+/// What happens to an event whose stream holds all that it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFull {
+    /// The connection that brought it is paused, as a whole, and no other.
+    Wait,
+    /// The event is dropped and counted.
+    Drop,
+}
+
+impl OnFull {
+    /// All of them, in the order of [`Self::NAMES`].
+    pub const ALL: [Self; 2] = [Self::Wait, Self::Drop];
+    /// What they are called in the configuration.
+    pub const NAMES: [&str; 2] = ["wait", "drop"];
+}
+
+impl fmt::Display for OnFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::NAMES[*self as usize])
+    }
+}
+
+/// How events are packed into records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packing {
+    /// Many events a record, or one.
+    pub mode: PackingMode,
+    /// The most events a record; `u32::MAX`: no limit.
+    pub record_events_max: u32,
+    /// The most bytes a record with more than one event, their LFs included; 1 to 1,024,000.
+    pub record_bytes_max: u32,
+}
+
+impl Packing {
+    /// The most bytes that any record may have, before base64: Firehose's own limit of 1,000 KiB.
+    pub const RECORD_BYTES_LIMIT: u32 = 1_024_000;
+}
+
+/// Whether a record takes many events or one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackingMode {
+    /// As many as the limits allow.
+    Full,
+    /// One event a record.
+    Single,
+}
+
+impl PackingMode {
+    /// All of them, in the order of [`Self::NAMES`].
+    pub const ALL: [Self; 2] = [Self::Full, Self::Single];
+    /// What they are called in the configuration.
+    pub const NAMES: [&str; 2] = ["full", "single"];
+}
+
+impl fmt::Display for PackingMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::NAMES[*self as usize])
+    }
+}

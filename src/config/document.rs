@@ -1,0 +1,93 @@
+//! The default configuration as a file: prose and settings from the table, every setting commented out.
+
+use std::fmt::Write as _;
+
+use super::setting::Setting;
+use super::stream::STREAM_SETTINGS;
+use super::table::SETTINGS;
+
+/// The longest line of prose, in characters.
+const LINE_CHARACTERS: usize = 100;
+
+const PREAMBLE: &str = "\
+    Standpipe's configuration: every setting, with its default. To change one, take the # away from its \
+    line. An environment variable has precedence over the file, a flag over both; a list has commas in a \
+    variable, and its flag is repeated.";
+
+const STREAMS_PROSE: &str = "\
+    A table for each stream that differs from the rest. The part behind the dot is the stream's name, in \
+    quotes where the name itself has a dot. Tables come last in the file, and can be written only here: \
+    they have no flags and no variables.";
+
+const STREAMS_EXAMPLE: &str = r#"[streams.clicks]
+delivery_streams = ["clicks-prod-1", "clicks-prod-2"]
+on_full = "drop"
+
+[streams."app.log"]
+packing = "single""#;
+
+/// The whole file.
+pub(super) fn default_toml() -> String {
+    let mut text = String::new();
+    prose(&mut text, PREAMBLE);
+    let mut group = None;
+    for setting in SETTINGS {
+        if group != Some(setting.group) {
+            heading(&mut text, setting.group.heading());
+            group = Some(setting.group);
+        }
+        one(&mut text, setting);
+    }
+    streams(&mut text);
+    text
+}
+
+fn one<T>(text: &mut String, setting: &Setting<T>) {
+    text.push('\n');
+    prose(text, &sentences(setting));
+    prose(text, &format!("Flag --{}, variable {}.", setting.flag(), setting.variable()));
+    line(text, &format!("#{} = {}", setting.key, setting.default));
+}
+
+fn streams(text: &mut String) {
+    heading(text, "One stream");
+    prose(text, STREAMS_PROSE);
+    for setting in STREAM_SETTINGS {
+        line(text, "#");
+        prose(text, &format!("{}: {}", setting.key, sentences(setting)));
+    }
+    line(text, "#");
+    line(text, "# For example:");
+    line(text, "#");
+    for example in STREAMS_EXAMPLE.lines() {
+        line(text, format!("#   {example}").trim_end());
+    }
+}
+
+/// All that is to be said of a setting, in sentences.
+fn sentences<T>(setting: &Setting<T>) -> String {
+    let parts = [format!("{}.", setting.help), setting.doc.to_owned(), setting.kind.limits()];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+fn heading(text: &mut String, heading: &str) {
+    line(text, &format!("\n# ---- {heading} ----"));
+}
+
+/// Comment lines of `words`, broken between words.
+fn prose(text: &mut String, words: &str) {
+    let mut current = String::from("#");
+    for word in words.split_whitespace() {
+        if current.len() + 1 + word.len() > LINE_CHARACTERS {
+            line(text, &current);
+            current.truncate(1);
+        }
+        current.push(' ');
+        current.push_str(word);
+    }
+    line(text, &current);
+}
+
+fn line(text: &mut String, line: &str) {
+    writeln!(text, "{line}").expect("writing to a String does not fail");
+}

@@ -1,0 +1,83 @@
+//! The settings whose text needs more than one line to check.
+
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+
+use super::Config;
+use super::choices::ListenAddress;
+use super::errors::{did_you_mean, shown};
+
+pub(super) fn set_listen(config: &mut Config, texts: &[&str]) -> Result<(), String> {
+    let addresses = each(texts, "an address", str::parse::<ListenAddress>)?;
+    let may_repeat = |address: &ListenAddress| matches!(address, ListenAddress::Tcp(tcp) if tcp.port() == 0);
+    for (index, address) in addresses.iter().enumerate() {
+        if addresses[..index].contains(address) && !may_repeat(address) {
+            return Err(format!("{} stands in it twice", shown(&address.to_string())));
+        }
+    }
+    config.listen = addresses;
+    Ok(())
+}
+
+pub(super) fn set_endpoint_url(config: &mut Config, text: &str) -> Result<(), String> {
+    config.endpoint_url = match text {
+        "" => None,
+        _ => {
+            check_url(text)?;
+            Some(text.to_owned())
+        }
+    };
+    Ok(())
+}
+
+fn check_url(text: &str) -> Result<(), String> {
+    let uri: Option<axum::http::Uri> = text.parse().ok();
+    let scheme = uri.as_ref().and_then(|uri| uri.scheme_str());
+    match scheme {
+        Some("http" | "https") => Ok(()),
+        _ => Err("not an endpoint; write a URL such as \"https://firehose.eu-central-1.amazonaws.com\" \
+                  or \"http://127.0.0.1:5000\""
+            .into()),
+    }
+}
+
+pub(super) fn set_region(config: &mut Config, text: &str) -> Result<(), String> {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if text.len() > 64 || !text.bytes().all(legal) {
+        return Err("not a region; write one such as \"eu-central-1\"".into());
+    }
+    config.region = Some(text.to_owned()).filter(|region| !region.is_empty());
+    Ok(())
+}
+
+/// A word that is no level would be taken for the name of a part, all of whose lines are wanted: a misspelt
+/// level would silence everything else, so it is refused.
+pub(super) fn set_log(config: &mut Config, text: &str) -> Result<(), String> {
+    let bare =
+        text.split(',').map(str::trim).filter(|directive| !directive.contains(['=', '[', ']', '{', '}']));
+    for word in bare {
+        if word.parse::<LevelFilter>().is_err() {
+            let levels = ["off", "error", "warn", "info", "debug", "trace"];
+            let suggestion = did_you_mean(word, levels, '"');
+            return Err(format!("\"{}\" is no level; write a level or part=level{suggestion}", shown(word)));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|error| format!("not a log filter: {error}"))?;
+    config.log = text.to_owned();
+    Ok(())
+}
+
+/// Reads each element of a list that may not be empty.
+pub(super) fn each<V>(
+    texts: &[&str],
+    what: &str,
+    read: impl Fn(&str) -> Result<V, String>,
+) -> Result<Vec<V>, String> {
+    if texts.is_empty() {
+        return Err(format!("empty; give at least {what}"));
+    }
+    let read_one = |text: &&str| match texts.len() {
+        1 => read(text),
+        _ => read(text).map_err(|message| format!("\"{}\": {message}", shown(text))),
+    };
+    texts.iter().map(read_one).collect()
+}

@@ -1,0 +1,362 @@
+//! The table of the relay's settings, one row each: the only place where a setting's key, limits, default and
+//! documentation stand (a stream's own are in [`super::stream`]). Their order is that of `--help` and of the
+//! default configuration.
+
+use std::time::Duration;
+
+use super::Config;
+use super::choices::{IoChoice, OnFull, Packing, PackingMode};
+use super::name;
+use super::setters::{set_endpoint_url, set_listen, set_log, set_region};
+use super::setting::{Group, Kind, Setting};
+
+/// A number of events that stands for no limit.
+pub(super) const UNLIMITED: u64 = u32::MAX as u64;
+
+/// [`Packing::RECORD_BYTES_LIMIT`] as the table wants it.
+pub(super) const RECORD_BYTES_LIMIT: u64 = Packing::RECORD_BYTES_LIMIT as u64;
+
+const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The settings of the relay: keys of the file's top level, flags and variables.
+pub(crate) static SETTINGS: &[Setting<Config>] = &[
+    Setting {
+        key: "listen",
+        group: Group::Listening,
+        help: "Address for clients; repeatable",
+        doc: "Without --takeover no other process may listen on the address: a second relay by accident must \
+              not take half the traffic.",
+        default: r#"["127.0.0.1:15555"]"#,
+        kind: Kind::List {
+            name: "ADDR",
+            form: "IP:PORT, such as \"0.0.0.0:15555\" or \"[::]:15555\", or \"unix:PATH\"",
+            set: set_listen,
+        },
+    },
+    Setting {
+        key: "admin",
+        group: Group::Listening,
+        help: "Address of the admin HTTP server",
+        doc: "It serves metrics, health and status, and has no password: who reaches it can drain the relay.",
+        default: r#""127.0.0.1:9155""#,
+        kind: Kind::Text {
+            name: "ADDR",
+            form: "IP:PORT, such as \"127.0.0.1:9155\" or \"[::1]:9155\"",
+            set: |config, text| {
+                config.admin = text.parse().map_err(
+                    |_| "not an address; write IP:PORT, such as \"127.0.0.1:9155\" or \"[::1]:9155\"",
+                )?;
+                Ok(())
+            },
+        },
+    },
+    Setting {
+        key: "max_connections",
+        group: Group::Listening,
+        help: "Most connections open at one time",
+        doc: "Further ones wait in the system's accept queue. Each costs a file descriptor.",
+        default: "20_000",
+        kind: Kind::Count { from: 1, to: 1_000_000, word: None, set: |c, n| c.max_connections = n as usize },
+    },
+    Setting {
+        key: "takeover",
+        group: Group::Listening,
+        help: "Listen even where another relay listens already",
+        doc: "For replacing a running relay by a new one on the same host: both take connections until the \
+              old one drains.",
+        default: "false",
+        kind: Kind::Switch { set: |config, on| config.takeover = on },
+    },
+    Setting {
+        key: "destination",
+        group: Group::Destination,
+        help: "Where events go",
+        doc: "\"directory:PATH\" writes files below PATH, laid out as Firehose lays out S3. \"firehose\" is \
+              Amazon Data Firehose. \"null\" accepts and forgets, for measuring.",
+        default: r#""directory:./standpipe-data""#,
+        kind: Kind::Text {
+            name: "DESTINATION",
+            form: "\"directory:PATH\", \"firehose\" or \"null\"",
+            set: |config, text| text.parse().map(|destination| config.destination = destination),
+        },
+    },
+    Setting {
+        key: "endpoint_url",
+        group: Group::Destination,
+        help: "Endpoint to call instead of the AWS region's own",
+        doc: "For VPC endpoints, emulators and tests. Empty: as the AWS settings say (AWS_ENDPOINT_URL and \
+              the profile), else the region's own.",
+        default: r#""""#,
+        kind: Kind::Text {
+            name: "URL",
+            form: "a URL with http:// or https://, or empty",
+            set: set_endpoint_url,
+        },
+    },
+    Setting {
+        key: "region",
+        group: Group::Destination,
+        help: "AWS region",
+        doc: "Empty: as the AWS settings say (AWS_REGION, the profile, the instance's metadata).",
+        default: r#""""#,
+        kind: Kind::Text {
+            name: "REGION",
+            form: "a region such as \"eu-central-1\", or empty",
+            set: set_region,
+        },
+    },
+    Setting {
+        key: "delivery_stream",
+        group: Group::Destination,
+        help: "Delivery stream of a stream that has no mapping",
+        doc: "{stream}, at most once, stands for the stream's name; without it all streams go to one \
+              delivery stream. Only for the destination \"firehose\".",
+        default: r#""{stream}""#,
+        kind: Kind::Text {
+            name: "TEMPLATE",
+            form: "a name of A-Z a-z 0-9 _ . -, such as \"prod-{stream}\"",
+            set: |config, text| name::check_template(text).map(|()| config.delivery_stream = text.into()),
+        },
+    },
+    Setting {
+        key: "linger",
+        group: Group::Streams,
+        help: "Longest that an event waits for others before it is sent",
+        doc: "Longer means fuller records and fewer calls, and a later delivery.",
+        default: r#""1s""#,
+        kind: Kind::Duration {
+            from: ms(10),
+            to: Duration::from_secs(900),
+            set: |config, d| config.linger = d,
+        },
+    },
+    Setting {
+        key: "max_frame_bytes",
+        group: Group::Streams,
+        help: "Longest payload of a frame, in bytes",
+        doc: "Its line feed does not count. A longer frame is skipped and counted as rejected. The most that \
+              fits into one record of Firehose is the default.",
+        default: "1_023_999",
+        kind: Kind::Size {
+            from: 1,
+            to: RECORD_BYTES_LIMIT - 1,
+            word: None,
+            set: |config, bytes| config.frame_bytes_max = bytes as usize,
+        },
+    },
+    Setting {
+        key: "only_configured_streams",
+        group: Group::Streams,
+        help: "Accept only streams that have a [streams.NAME] table",
+        doc: "Frames of other streams are counted as rejected.",
+        default: "false",
+        kind: Kind::Switch { set: |config, on| config.only_configured_streams = on },
+    },
+    Setting {
+        key: "max_streams",
+        group: Group::Streams,
+        help: "Most streams known at one time",
+        doc: "Frames of further streams are counted as rejected. A stream that is idle and empty for an hour \
+              gives its place up.",
+        default: "20_000",
+        kind: Kind::Count { from: 1, to: 1_000_000, word: None, set: |c, n| c.max_streams = n as usize },
+    },
+    Setting {
+        key: "max_stream_labels",
+        group: Group::Streams,
+        help: "Most streams with a metrics label of their own",
+        doc: "Configured streams come first; the rest are counted under \"_other\".",
+        default: "1_000",
+        kind: Kind::Count {
+            from: 1,
+            to: 1_000_000,
+            word: None,
+            set: |c, n| c.max_stream_labels = n as usize,
+        },
+    },
+    Setting {
+        key: "packing",
+        group: Group::Packing,
+        help: "Pack many events into a record, or one",
+        doc: "Firehose bills every record rounded up to 5 KiB: \"full\" is the cheap one. \"single\" is for \
+              consumers that take a record for an event.",
+        default: r#""full""#,
+        kind: Kind::Choice {
+            names: &PackingMode::NAMES,
+            set: |config, index| config.packing.mode = PackingMode::ALL[index],
+        },
+    },
+    Setting {
+        key: "max_record_events",
+        group: Group::Packing,
+        help: "Most events in a record",
+        doc: "500 is the most where Firehose de-aggregates records for dynamic partitioning.",
+        default: r#""unlimited""#,
+        kind: Kind::Count {
+            from: 1,
+            to: UNLIMITED - 1,
+            word: Some(("unlimited", UNLIMITED)),
+            set: |config, count| config.packing.record_events_max = count as u32,
+        },
+    },
+    Setting {
+        key: "max_record_bytes",
+        group: Group::Packing,
+        help: "Most bytes in a record, before base64",
+        doc: "Every event counts with its line feed. An event that is longer travels alone in its record, \
+              which is then larger than this, but never larger than Firehose's limit of 1,024,000 bytes.",
+        default: "1_024_000",
+        kind: Kind::Size {
+            from: 1,
+            to: RECORD_BYTES_LIMIT,
+            word: None,
+            set: |config, bytes| config.packing.record_bytes_max = bytes as u32,
+        },
+    },
+    Setting {
+        key: "memory",
+        group: Group::Resources,
+        help: "Limit of all memory",
+        doc: "\"auto\" is a quarter of the smaller of the host's memory and the cgroup's limit. `standpipe \
+              check` prints what it is spent on.",
+        default: r#""auto""#,
+        kind: Kind::Size {
+            from: 8 << 20,
+            to: 16 << 40,
+            word: Some(("auto", 0)),
+            set: |config, bytes| config.memory = Some(bytes).filter(|bytes| *bytes > 0),
+        },
+    },
+    Setting {
+        key: "on_full",
+        group: Group::Resources,
+        help: "What a stream does that holds all that it may",
+        doc: "\"wait\" pauses a connection that brings more, and no other. \"drop\" drops what comes and \
+              counts it.",
+        default: r#""wait""#,
+        kind: Kind::Choice {
+            names: &OnFull::NAMES,
+            set: |config, index| config.on_full = OnFull::ALL[index],
+        },
+    },
+    Setting {
+        key: "shards",
+        group: Group::Resources,
+        help: "Threads that read connections",
+        doc: "Each is pinned to a CPU of its own. \"auto\" is one less than the CPUs that the process may \
+              use, and at least one.",
+        default: r#""auto""#,
+        kind: Kind::Count {
+            from: 1,
+            to: 256,
+            word: Some(("auto", 0)),
+            set: |config, count| config.shards = Some(count as usize).filter(|count| *count > 0),
+        },
+    },
+    Setting {
+        key: "io",
+        group: Group::Resources,
+        help: "How sockets are read",
+        doc: "\"auto\" takes io_uring, and epoll, with a warning that says why, where the system refuses it. \
+              \"uring\" does not start where it is refused.",
+        default: r#""auto""#,
+        kind: Kind::Choice { names: &IoChoice::NAMES, set: |config, index| config.io = IoChoice::ALL[index] },
+    },
+    Setting {
+        key: "max_calls",
+        group: Group::Calls,
+        help: "Most calls in flight in all",
+        doc: "A call is up to 4 MiB before base64.",
+        default: "64",
+        kind: Kind::Count { from: 1, to: 10_000, word: None, set: |config, n| config.max_calls = n as usize },
+    },
+    Setting {
+        key: "max_lane_calls",
+        group: Group::Calls,
+        help: "Most calls in flight to one delivery stream",
+        doc: "Never more than max_calls, whatever stands here. A delivery stream that fails has one.",
+        default: "8",
+        kind: Kind::Count {
+            from: 1,
+            to: 10_000,
+            word: None,
+            set: |config, n| config.max_lane_calls = n as usize,
+        },
+    },
+    Setting {
+        key: "call_timeout",
+        group: Group::Calls,
+        help: "Longest that a call may take",
+        doc: "Connecting is a part of it. What became of a call that is cut off is unknown: it is sent again \
+              and may be a duplicate.",
+        default: r#""30s""#,
+        kind: Kind::Duration { from: ms(100), to: HOUR, set: |config, d| config.call_timeout = d },
+    },
+    Setting {
+        key: "connect_timeout",
+        group: Group::Calls,
+        help: "Longest that connecting may take",
+        doc: "Never more than call_timeout, whatever stands here.",
+        default: r#""3s""#,
+        kind: Kind::Duration { from: ms(10), to: HOUR, set: |config, d| config.connect_timeout = d },
+    },
+    Setting {
+        key: "retry_base",
+        group: Group::Calls,
+        help: "Upper bound of the wait before the first retry",
+        doc: "Each further one doubles it, up to retry_max; the wait is random below the bound. There is no \
+              limit to the number of retries.",
+        default: r#""100ms""#,
+        kind: Kind::Duration { from: ms(1), to: HOUR, set: |config, d| config.retry_base = d },
+    },
+    Setting {
+        key: "retry_max",
+        group: Group::Calls,
+        help: "Upper bound of the wait before any retry",
+        doc: "",
+        default: r#""30s""#,
+        kind: Kind::Duration { from: ms(1), to: HOUR, set: |config, d| config.retry_max = d },
+    },
+    Setting {
+        key: "park_probe",
+        group: Group::Calls,
+        help: "How often a parked delivery stream is tried",
+        doc: "A delivery stream is parked when it does not exist, or refuses its calls for what they are.",
+        default: r#""30s""#,
+        kind: Kind::Duration { from: ms(10), to: HOUR, set: |config, d| config.park_probe = d },
+    },
+    Setting {
+        key: "pre_drain_delay",
+        group: Group::Stopping,
+        help: "How long to go on accepting after SIGTERM",
+        doc: "For load balancers that need a while to notice. It comes before drain_deadline.",
+        default: r#""0s""#,
+        kind: Kind::Duration { from: ms(0), to: HOUR, set: |config, d| config.pre_drain_delay = d },
+    },
+    Setting {
+        key: "drain_deadline",
+        group: Group::Stopping,
+        help: "Longest that delivering the rest may take",
+        doc: "Whoever stops the relay must wait longer than pre_drain_delay and this together before killing \
+              it (Kubernetes waits 30 s by default, systemd 90 s).",
+        default: r#""25s""#,
+        kind: Kind::Duration { from: ms(100), to: HOUR, set: |config, d| config.drain_deadline = d },
+    },
+    Setting {
+        key: "log",
+        group: Group::Logging,
+        help: "Log filter: a level, and levels for parts",
+        doc: "Levels are error, warn, info, debug, trace and off; parts are written as \
+              \"info,standpipe::shard=debug\".",
+        default: r#""info""#,
+        kind: Kind::Text {
+            name: "FILTER",
+            form: "a level, such as \"info\", and part=level, with commas",
+            set: set_log,
+        },
+    },
+];

@@ -1,0 +1,316 @@
+//! The configuration as an operator meets it: files, variables and flags in, a configuration or sentences
+//! out.
+
+use std::fs;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::setting::Setting;
+use super::stream::STREAM_SETTINGS;
+use super::*;
+
+mod refusals;
+
+/// A file in a directory of its own, which goes when this does.
+struct TestFile {
+    directory: TempDir,
+}
+
+impl TestFile {
+    fn new(text: impl AsRef<[u8]>) -> Self {
+        let file = Self { directory: TempDir::new().expect("a temporary directory") };
+        fs::write(file.path(), text).expect("a file in it");
+        file
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("standpipe.toml")
+    }
+}
+
+fn load(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Errors> {
+    let file = TestFile::new(file);
+    Config::load(Sources {
+        file: Some(file.path()),
+        environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        flags: flags.iter().map(|(key, value)| ((*key).to_owned(), value.into())).collect(),
+    })
+}
+
+/// The errors' lines, with the file's directory taken off.
+fn errors_of(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Vec<String> {
+    let errors = load(file, environment, flags).expect_err("the configuration is wrong");
+    let lines: Vec<_> = errors.iter().map(|error| without_directory(&error.to_string())).collect();
+    assert_eq!(
+        without_directory(&errors.to_string().replace('\n', "\0")).matches('\0').count() + 1,
+        lines.len()
+    );
+    lines
+}
+
+fn without_directory(line: &str) -> String {
+    line.find("standpipe.toml").map_or(line, |at| &line[at..]).to_owned()
+}
+
+/// A value other than the default for each setting of the relay, as TOML.
+const OTHER_VALUES: [(&str, &str); 30] = [
+    ("listen", r#"["[::1]:7000", "unix:/run/standpipe.sock"]"#),
+    ("admin", r#""[::1]:7001""#),
+    ("max_connections", "7"),
+    ("takeover", "true"),
+    ("destination", r#""firehose""#),
+    ("endpoint_url", r#""http://127.0.0.1:5000""#),
+    ("region", r#""eu-central-1""#),
+    ("delivery_stream", r#""prod-{stream}""#),
+    ("linger", r#""250ms""#),
+    ("max_frame_bytes", "1000"),
+    ("only_configured_streams", "true"),
+    ("max_streams", "8"),
+    ("max_stream_labels", "9"),
+    ("packing", r#""single""#),
+    ("max_record_events", "500"),
+    ("max_record_bytes", "2000"),
+    ("memory", r#""64MiB""#),
+    ("on_full", r#""drop""#),
+    ("shards", "3"),
+    ("io", r#""epoll""#),
+    ("max_calls", "10"),
+    ("max_lane_calls", "4"),
+    ("call_timeout", r#""20s""#),
+    ("connect_timeout", r#""2s""#),
+    ("retry_base", r#""200ms""#),
+    ("retry_max", r#""10s""#),
+    ("park_probe", r#""5s""#),
+    ("pre_drain_delay", r#""1s""#),
+    ("drain_deadline", r#""9s""#),
+    ("log", r#""warn,standpipe::shard=debug""#),
+];
+
+/// `only_configured_streams` wants one, so that all tests of single settings have it.
+const ONE_STREAM: &str = "\n[streams.clicks]\n";
+
+/// The words of a TOML value, as the environment and the flags have them.
+fn words(value: &str) -> Vec<&str> {
+    value.trim_matches(['[', ']']).split(", ").map(|word| word.trim_matches('"')).collect()
+}
+
+#[test]
+fn the_defaults_are_those_of_the_design() {
+    let config = Config::default();
+    let expected = Config {
+        listen: vec![ListenAddress::Tcp(([127, 0, 0, 1], 15555).into())],
+        admin: ([127, 0, 0, 1], 9155).into(),
+        destination: DestinationChoice::Directory("./standpipe-data".into()),
+        endpoint_url: None,
+        region: None,
+        delivery_stream: "{stream}".into(),
+        shards: None,
+        io: IoChoice::Auto,
+        linger: Duration::from_secs(1),
+        memory: None,
+        on_full: OnFull::Wait,
+        packing: Packing {
+            mode: PackingMode::Full,
+            record_events_max: u32::MAX,
+            record_bytes_max: 1_024_000,
+        },
+        frame_bytes_max: 1_023_999,
+        max_connections: 20_000,
+        max_streams: 20_000,
+        max_stream_labels: 1_000,
+        only_configured_streams: false,
+        max_calls: 64,
+        max_lane_calls: 8,
+        call_timeout: Duration::from_secs(30),
+        connect_timeout: Duration::from_secs(3),
+        retry_base: Duration::from_millis(100),
+        retry_max: Duration::from_secs(30),
+        park_probe: Duration::from_secs(30),
+        pre_drain_delay: Duration::ZERO,
+        drain_deadline: Duration::from_secs(25),
+        takeover: false,
+        log: "info".into(),
+        streams: BTreeMap::new(),
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn every_setting_can_be_set_from_every_source() {
+    let base = load(ONE_STREAM, &[], &[]).expect("a good file");
+    let keys: Vec<_> = SETTINGS.iter().map(|setting| setting.key).collect();
+    assert_eq!(keys, OTHER_VALUES.map(|(key, _)| key), "a value for each setting, in the table's order");
+    for (setting, (key, value)) in SETTINGS.iter().zip(OTHER_VALUES) {
+        let from_file = load(&format!("{key} = {value}{ONE_STREAM}"), &[], &[]).expect(key);
+        let word = words(value).join(",");
+        let from_environment = load(ONE_STREAM, &[(&setting.variable(), &word)], &[]).expect(key);
+        let flags: Vec<_> = words(value).into_iter().map(|word| (key, word)).collect();
+        let from_flags = load(ONE_STREAM, &[], &flags).expect(key);
+        assert_ne!(from_file, base, "{key}");
+        assert_eq!(from_file, from_environment, "{key}");
+        assert_eq!(from_file, from_flags, "{key}");
+    }
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+    let linger = |config: Result<Config, Errors>| config.expect("good sources").linger.as_secs();
+    let (file, environment, flags) = ("linger = \"2s\"", [("STANDPIPE_LINGER", "3s")], [("linger", "4s")]);
+    assert_eq!(linger(load("", &[], &[])), 1);
+    assert_eq!(linger(load(file, &[], &[])), 2);
+    assert_eq!(linger(load(file, &environment, &[])), 3);
+    assert_eq!(linger(load(file, &environment, &flags)), 4);
+    assert_eq!(linger(load(file, &[], &flags)), 4);
+}
+
+#[test]
+fn a_later_list_replaces_an_earlier_one() {
+    let file = r#"listen = ["127.0.0.1:1", "127.0.0.1:2"]"#;
+    let config = load(file, &[("STANDPIPE_LISTEN", "127.0.0.1:3, 127.0.0.1:4")], &[]).expect("good sources");
+    assert_eq!(
+        config.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["127.0.0.1:3", "127.0.0.1:4"]
+    );
+}
+
+#[test]
+fn the_default_configuration_reads_back_as_the_defaults() {
+    let text = Config::default_toml();
+    let is_setting =
+        |line: &str| line.starts_with('#') && line[1..].starts_with(|c: char| c.is_ascii_lowercase());
+    let bare: Vec<_> = text.lines().map(|line| if is_setting(line) { &line[1..] } else { line }).collect();
+    assert_eq!(text.lines().filter(|line| is_setting(line)).count(), SETTINGS.len());
+    assert_eq!(load(&bare.join("\n"), &[], &[]), Ok(Config::default()));
+    assert_eq!(load(&text, &[], &[]), Ok(Config::default()), "with all of it commented out");
+    assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
+}
+
+#[test]
+fn the_example_of_streams_in_the_default_configuration_is_good() {
+    let text = Config::default_toml();
+    let example = text.split("For example:").nth(1).expect("an example at the end");
+    let example: Vec<_> = example.lines().map(|line| line.trim_start_matches(['#', ' '])).collect();
+    let config = load(&example.join("\n"), &[], &[]).expect("a good example");
+    assert_eq!(config.streams.keys().collect::<Vec<_>>(), ["app.log", "clicks"]);
+}
+
+#[test]
+fn a_stream_takes_the_relays_values_where_it_has_none() {
+    let file = r#"
+        max_record_events = 500
+        [streams.clicks]
+        delivery_streams = ["clicks-1", "clicks-2"]
+        packing = "single"
+        max_record_bytes = "10kB"
+        [streams."app.log"]
+        max_record_events = "unlimited"
+        on_full = "wait"
+        [streams.plain]
+    "#;
+    let config = load(file, &[("STANDPIPE_ON_FULL", "drop")], &[]).expect("a good file");
+    let packing =
+        |mode, record_events_max, record_bytes_max| Packing { mode, record_events_max, record_bytes_max };
+    let clicks = &config.streams["clicks"];
+    assert_eq!(clicks.delivery_streams, ["clicks-1", "clicks-2"]);
+    assert_eq!(clicks.packing, packing(PackingMode::Single, 500, 10_000));
+    assert_eq!(clicks.on_full, OnFull::Drop);
+    assert_eq!(config.streams["app.log"].packing, packing(PackingMode::Full, u32::MAX, 1_024_000));
+    assert_eq!(config.streams["app.log"].on_full, OnFull::Wait);
+    assert_eq!(config.streams["plain"].packing, config.packing);
+    assert_eq!(config.streams["plain"].delivery_streams, Vec::<String>::new());
+}
+
+#[test]
+fn a_value_can_be_taken_back_to_what_the_machine_says() {
+    let file = "shards = 3\nmemory = 67108864\nregion = \"eu-west-1\"\nendpoint_url = \"https://x\"";
+    let config = load(file, &[], &[]).expect("a good file");
+    assert_eq!((config.shards, config.memory), (Some(3), Some(64 << 20)));
+    assert_eq!(
+        (config.region.as_deref(), config.endpoint_url.as_deref()),
+        (Some("eu-west-1"), Some("https://x"))
+    );
+    let environment =
+        [("STANDPIPE_SHARDS", "auto"), ("STANDPIPE_REGION", ""), ("STANDPIPE_ENDPOINT_URL", "")];
+    let config = load(file, &environment, &[("memory", "auto")]).expect("good sources");
+    assert_eq!(config, Config::default());
+}
+
+#[test]
+fn what_may_be_too_large_for_its_neighbour_is_lowered() {
+    let config = load("max_calls = 2\ncall_timeout = \"1s\"", &[], &[]).expect("a good file");
+    assert_eq!((config.max_lane_calls, config.connect_timeout), (2, Duration::from_secs(1)));
+}
+
+#[test]
+fn the_environment_may_name_the_file_and_a_flag_has_precedence() {
+    let (one, two) = (TestFile::new("shards = 1"), TestFile::new("shards = 2"));
+    let environment = vec![("STANDPIPE_CONFIG".into(), one.path().into_os_string())];
+    let with = |file| Config::load(Sources { file, environment: environment.clone(), flags: Vec::new() });
+    assert_eq!(with(None).expect("a good file").shards, Some(1));
+    assert_eq!(with(Some(two.path())).expect("a good file").shards, Some(2));
+}
+
+#[test]
+fn what_kubernetes_sets_for_a_service_called_standpipe_is_no_setting() {
+    let environment = [
+        ("STANDPIPE_SERVICE_HOST", "10.0.0.1"),
+        ("STANDPIPE_SERVICE_PORT_EVENTS", "15555"),
+        ("STANDPIPE_PORT", "tcp://10.0.0.1:15555"),
+        ("STANDPIPE_PORT_15555_TCP_ADDR", "10.0.0.1"),
+        ("STANDPIPE_ADMIN_PORT_9155_TCP", "tcp://10.0.0.1:9155"),
+    ];
+    assert_eq!(load("", &environment, &[]), Ok(Config::default()));
+    let is_no_link = |setting: &Setting<Config>| {
+        !setting.variable().contains("_PORT") && !setting.variable().contains("_SERVICE")
+    };
+    assert!(SETTINGS.iter().all(is_no_link));
+    assert_eq!(
+        errors_of("", &[("STANDPIPE_STREAMS_CLICKS", "x")], &[]),
+        ["STANDPIPE_STREAMS_CLICKS=x: streams can be configured only in the file"]
+    );
+}
+
+#[test]
+fn every_row_of_the_table_is_fit_to_print() {
+    fn check<T>(settings: &[Setting<T>]) {
+        for setting in settings {
+            let key = setting.key;
+            assert!(key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{key}");
+            assert!(!setting.help.is_empty() && !setting.help.ends_with('.'), "{key}: {}", setting.help);
+            assert!(setting.doc.is_empty() || setting.doc.ends_with(['.', ')']), "{key}: {}", setting.doc);
+            assert!(!setting.doc.contains("  "), "{key}: {}", setting.doc);
+            assert!(setting.kind.limits().ends_with('.'), "{key}");
+        }
+    }
+    check(SETTINGS);
+    check(STREAM_SETTINGS);
+}
+
+#[test]
+fn addresses_and_destinations_print_as_they_are_written() {
+    for text in ["127.0.0.1:15555", "[::1]:15555", "unix:/run/standpipe.sock"] {
+        assert_eq!(text.parse::<ListenAddress>().expect(text).to_string(), text);
+    }
+    for text in ["directory:./a b", "firehose", "null"] {
+        assert_eq!(text.parse::<DestinationChoice>().expect(text).to_string(), text);
+    }
+    assert!(format!("unix:{}", "x".repeat(107)).parse::<ListenAddress>().is_ok());
+    assert!(format!("unix:{}", "x".repeat(108)).parse::<ListenAddress>().is_err());
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_file_makes_the_reader_panic(
+        text in "([a-z_.]{0,9}|linger|streams|=|\\[|\\]|\"|\n| |[0-9]|#|\\{|\\}|,|'|\\PC){0,40}"
+    ) {
+        let _ = load(&text, &[], &[]);
+    }
+
+    #[test]
+    fn no_word_makes_a_setting_panic(word in "\\PC*") {
+        for setting in SETTINGS {
+            let _ = load("", &[(&setting.variable(), &word)], &[(setting.key, &word)]);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What one connection has sent and nobody has taken yet: it cuts bytes into lines at any split and keeps the
+//! rest. Pure: it takes bytes, hands out lines, and never sees a socket.
+//!
+//! Invariants: whatever way the same bytes are split, the same lines come out; at most one line's worth of
+//! half a frame is kept, plus, while the connection is blocked, what had already been read behind the line
+//! that found its stream full.
+
+use memchr::{memchr, memchr_iter};
+
+/// What a connection hands out.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Cut<'a> {
+    /// A whole line with its LF.
+    Line(&'a [u8]),
+    /// A line was longer than any frame; it is skipped to its LF.
+    TooLong,
+}
+
+/// Whether a line was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// Done with: delivered onwards, or rejected and counted.
+    Yes,
+    /// There is no room for it now: it must be offered again, and nothing behind it before it.
+    Blocked,
+}
+
+/// The bytes of one connection between its socket and its frames.
+#[derive(Debug)]
+pub struct Connection {
+    /// Half a frame; or, while blocked, a whole line that found no room and all that came behind it.
+    kept: Vec<u8>,
+    /// In the middle of a line that is too long: everything up to its LF is skipped.
+    skipping: bool,
+    blocked: bool,
+    line_bytes_max: usize,
+}
+
+impl Connection {
+    /// A connection whose lines have at most `line_bytes_max` octets, the LF included.
+    pub fn new(line_bytes_max: usize) -> Self {
+        Self { kept: Vec::new(), skipping: false, blocked: false, line_bytes_max }
+    }
+
+    /// Takes the next bytes and offers every line that is whole. While blocked it only keeps them.
+    pub fn feed(&mut self, mut data: &[u8], offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
+        if self.blocked {
+            self.kept.extend_from_slice(data);
+            return Taken::Blocked;
+        }
+        if self.skipping {
+            let Some(end) = memchr(b'\n', data) else { return Taken::Yes };
+            self.skipping = false;
+            data = &data[end + 1..];
+        }
+        if !self.kept.is_empty() {
+            let Some(end) = memchr(b'\n', data) else { return self.keep_half(data, offer) };
+            let (head, rest) = data.split_at(end + 1);
+            if self.finish_line(head, offer) == Taken::Blocked {
+                self.kept.extend_from_slice(rest);
+                return self.block();
+            }
+            data = rest;
+        }
+        self.cut_lines(data, offer)
+    }
+
+    /// Offers again what had found no room.
+    pub fn resume(&mut self, offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
+        self.blocked = false;
+        let kept = std::mem::take(&mut self.kept);
+        self.feed(&kept, offer)
+    }
+
+    /// Whether a line waits for room.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Whether nothing is kept: the connection stands at the boundary of a frame.
+    pub fn is_at_boundary(&self) -> bool {
+        self.kept.is_empty() && !self.skipping
+    }
+
+    /// The memory that the kept bytes take, in bytes.
+    pub fn kept_capacity(&self) -> usize {
+        self.kept.capacity()
+    }
+
+    fn cut_lines(&mut self, data: &[u8], offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
+        let mut start = 0;
+        for end in memchr_iter(b'\n', data) {
+            let line = &data[start..=end];
+            let cut = if line.len() > self.line_bytes_max { Cut::TooLong } else { Cut::Line(line) };
+            if offer(cut) == Taken::Blocked {
+                self.kept.extend_from_slice(&data[start..]);
+                return self.block();
+            }
+            start = end + 1;
+        }
+        self.keep_half(&data[start..], offer)
+    }
+
+    /// Completes the kept half with `head`, which ends with the LF, and offers the line.
+    fn finish_line(&mut self, head: &[u8], offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
+        let mut line = std::mem::take(&mut self.kept);
+        if line.len() + head.len() > self.line_bytes_max {
+            return offer(Cut::TooLong);
+        }
+        line.extend_from_slice(head);
+        let taken = offer(Cut::Line(&line));
+        if taken == Taken::Blocked {
+            self.kept = line;
+        }
+        taken
+    }
+
+    fn keep_half(&mut self, half: &[u8], offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
+        // A line of the longest length has its LF as its last octet, so a half is at least one shorter.
+        if self.kept.len() + half.len() >= self.line_bytes_max {
+            self.kept = Vec::new();
+            self.skipping = true;
+            return offer(Cut::TooLong);
+        }
+        self.kept.extend_from_slice(half);
+        Taken::Yes
+    }
+
+    fn block(&mut self) -> Taken {
+        self.blocked = true;
+        Taken::Blocked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lines_of(pieces: &[&[u8]], max: usize) -> Vec<Option<Vec<u8>>> {
+        let mut connection = Connection::new(max);
+        let mut lines = Vec::new();
+        for piece in pieces {
+            connection.feed(piece, &mut |cut| {
+                lines.push(match cut {
+                    Cut::Line(line) => Some(line.to_vec()),
+                    Cut::TooLong => None,
+                });
+                Taken::Yes
+            });
+        }
+        lines.push(Some(connection.kept.clone()));
+        lines
+    }
+
+    #[test]
+    fn a_too_long_line_is_skipped_to_its_end_and_the_next_is_taken() {
+        let lines = lines_of(&[b"a b\n", b"123456789", b"0123", b"4\nc d\n"], 8);
+        assert_eq!(lines, [Some(b"a b\n".to_vec()), None, Some(b"c d\n".to_vec()), Some(vec![])]);
+    }
+
+    #[test]
+    fn a_blocked_line_comes_first_when_resumed_and_nothing_overtakes_it() {
+        let mut connection = Connection::new(100);
+        let mut seen = Vec::new();
+        let mut room = 1;
+        let mut offer = |cut: Cut<'_>| {
+            if room == 0 {
+                return Taken::Blocked;
+            }
+            room -= 1;
+            if let Cut::Line(line) = cut {
+                seen.push(String::from_utf8_lossy(line).into_owned());
+            }
+            Taken::Yes
+        };
+        assert_eq!(connection.feed(b"1\n2\n3", &mut offer), Taken::Blocked);
+        assert_eq!(connection.feed(b"3\n4\n", &mut offer), Taken::Blocked);
+        assert_eq!(connection.resume(&mut offer), Taken::Blocked);
+        let mut offer = |cut: Cut<'_>| {
+            if let Cut::Line(line) = cut {
+                seen.push(String::from_utf8_lossy(line).into_owned());
+            }
+            Taken::Yes
+        };
+        assert_eq!(connection.resume(&mut offer), Taken::Yes);
+        assert_eq!(seen, ["1\n", "2\n", "33\n", "4\n"]);
+        assert_eq!(connection.kept_capacity(), 0, "the memory of what was kept goes back");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #[test]
+        fn any_split_of_the_same_bytes_gives_the_same_lines(
+            bytes in proptest::collection::vec(prop_oneof![3 => Just(b'\n'), 7 => any::<u8>()], 0..300),
+            cuts in proptest::collection::vec(0usize..300, 0..20),
+            max in 2usize..40,
+        ) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            prop_assert_eq!(lines_of(&pieces, max), lines_of(&single, max));
+        }
+    }
+}

@@ -1,0 +1,678 @@
+//! Delivery: one task that owns the queues of all streams and the policy of all lanes, hears of batches and of
+//! the outcomes of calls, and decides which call starts next. It never sees AWS, and it does no I/O itself:
+//! each call runs as a task of its own.
+//!
+//! Invariants: a piece is in exactly one place (a queue or one call in flight); an event is settled once; a
+//! lane that fails has one call in flight, and failing lanes together at most half of all calls.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use crate::batch::{Batch, Body, Fate};
+use crate::config::Config;
+use crate::destination::{Call, Destination, Encoding, Outcome, RecordOutcome, Refusal};
+use crate::encode::BILLING_STEP_BYTES;
+use crate::memory::Memory;
+use crate::metrics::{self, Drop, LaneCounters, Metrics, Place};
+use crate::queue::{Handoff, Returns};
+use crate::stream::Stream;
+
+pub mod lane;
+mod piece;
+mod queues;
+pub mod retry;
+
+use self::lane::{Lane, LaneLimits, LaneState, Readiness, Verdict};
+use self::piece::{Loose, Piece};
+use self::queues::{LaneLink, StreamQueue};
+
+/// How long lines of one shard wait for those of the others, at most.
+const GATHER_WAIT: Duration = Duration::from_millis(5);
+/// A stream that held nothing for so long gives its place up.
+const IDLE_STREAM: Duration = Duration::from_secs(3600);
+/// While draining no lane waits longer than this.
+const DRAIN_WAIT_MAX: Duration = Duration::from_secs(1);
+/// A lane that keeps failing is logged this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What delivery is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Where calls go.
+    pub destination: Arc<Destination>,
+    /// The memory that batches are charged to.
+    pub memory: Arc<Memory>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// Where batches come from.
+    pub handoff: Arc<Handoff>,
+    /// Where outcomes go, one a shard.
+    pub returns: Arc<[Returns]>,
+}
+
+/// What delivery can be asked.
+#[derive(Debug)]
+pub enum Command {
+    /// What there is now.
+    Look(oneshot::Sender<View>),
+    /// No more batches come: cut every wait short, deliver what is left, and say when that is done.
+    Drain(oneshot::Sender<()>),
+    /// Drop what is left, counted, and say how many events that were.
+    Abandon(oneshot::Sender<u64>),
+    /// Forget idle streams.
+    Sweep,
+}
+
+/// What delivery looks like from outside.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Every lane.
+    pub lanes: Vec<LaneView>,
+    /// Stream label and age of its oldest sealed event.
+    pub oldest: Vec<(String, Duration)>,
+}
+
+/// One lane from outside.
+#[derive(Clone, Debug)]
+pub struct LaneView {
+    /// Its delivery stream.
+    pub delivery_stream: Arc<str>,
+    /// Its state.
+    pub state: LaneState,
+    /// Calls in flight.
+    pub in_flight: usize,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}
+
+/// One lane with all that belongs to it.
+#[derive(Debug)]
+struct LaneEntry {
+    delivery_stream: Arc<str>,
+    policy: Lane,
+    counters: Arc<LaneCounters>,
+    /// The streams mapped to it.
+    streams: Vec<u64>,
+    /// Streams with something to call, the least served first.
+    line: BinaryHeap<Reverse<(u64, u64)>>,
+    /// How far the line has come, in bytes served: a stream that comes back does not catch up.
+    served: u64,
+    has_timer: bool,
+    last_error: Option<String>,
+    logged_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Lane(usize),
+    Stream(u64),
+}
+
+/// A call that has ended.
+#[derive(Debug)]
+struct Ended {
+    lane: usize,
+    piece: Piece,
+    outcome: Outcome,
+    started: Instant,
+    was_failing: bool,
+}
+
+/// The state of delivery.
+#[derive(Debug)]
+pub struct Delivery {
+    parts: Parts,
+    encoding: Encoding,
+    limits: LaneLimits,
+    streams: HashMap<u64, StreamQueue, foldhash::fast::RandomState>,
+    lanes: Vec<Option<LaneEntry>>,
+    lane_of: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
+    timers: BinaryHeap<Reverse<(Instant, Timer)>>,
+    /// Lanes that may be able to start a call.
+    runnable: VecDeque<usize>,
+    /// Lanes that wait for a call of any lane to end.
+    starved: Vec<usize>,
+    in_flight: usize,
+    failing_in_flight: usize,
+    /// When the calls in flight got their oldest events, by stream.
+    flying: HashMap<u64, Vec<Instant>, foldhash::fast::RandomState>,
+    ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
+    released: bool,
+    drained: Option<oneshot::Sender<()>>,
+    draining: bool,
+}
+
+impl Delivery {
+    /// Delivery with nothing to do yet.
+    pub fn new(parts: Parts) -> Self {
+        let config = &parts.config;
+        let backoff = retry::Backoff { base: config.retry_base, max: config.retry_max };
+        let limits = LaneLimits { calls_max: config.max_lane_calls, backoff, park_probe: config.park_probe };
+        Self {
+            encoding: parts.destination.encoding(),
+            limits,
+            streams: HashMap::default(),
+            lanes: Vec::new(),
+            lane_of: HashMap::default(),
+            timers: BinaryHeap::new(),
+            runnable: VecDeque::new(),
+            starved: Vec::new(),
+            in_flight: 0,
+            failing_in_flight: 0,
+            flying: HashMap::default(),
+            // Bounded by the calls in flight.
+            ended: mpsc::unbounded_channel(),
+            released: false,
+            drained: None,
+            draining: false,
+            parts,
+        }
+    }
+
+    /// Delivers until it is told to abandon what is left, or every sender of commands is gone.
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            self.step(Instant::now());
+            let timer = self.timers.peek().map(|Reverse((at, _))| *at);
+            let handoff = Arc::clone(&self.parts.handoff);
+            tokio::select! {
+                () = handoff.arrived() => (),
+                ended = self.ended.1.recv() => self.finish(ended.expect("we hold a sender ourselves")),
+                () = tokio::time::sleep_until(timer.unwrap_or_else(Instant::now).into()), if timer.is_some() => (),
+                command = commands.recv() => match command {
+                    Some(Command::Abandon(answer)) => return drop(answer.send(self.abandon())),
+                    Some(Command::Look(answer)) => drop(answer.send(self.view(Instant::now()))),
+                    Some(Command::Drain(done)) => self.drain(done),
+                    Some(Command::Sweep) => self.sweep(Instant::now()),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Does all that can be done at `now` without waiting.
+    fn step(&mut self, now: Instant) {
+        while let Some(batch) = self.parts.handoff.pop() {
+            self.take_batch(batch, now);
+        }
+        while let Ok(ended) = self.ended.1.try_recv() {
+            self.finish(ended);
+        }
+        self.fire_timers(now);
+        while let Some(lane) = self.runnable.pop_front() {
+            self.run_lane(lane, now);
+        }
+        if std::mem::take(&mut self.released) && self.parts.memory.waiting() > 0 {
+            self.parts.returns.iter().for_each(|shard| shard.bell.ring());
+        }
+        if self.draining && self.is_drained() {
+            self.drained.take().map(|done| done.send(()));
+        }
+    }
+
+    fn take_batch(&mut self, batch: Batch, now: Instant) {
+        let Batch { ticket, body, charge, .. } = batch;
+        let id = self.open_queue(&ticket.stream, now);
+        let queue = self.streams.get_mut(&id).expect("it was opened");
+        queue.used_at = now;
+        match body {
+            Body::Records { json, records } => queue.push(Piece::from_encoded(ticket, json, records, charge)),
+            Body::Lines(lines) => {
+                let alone = self.parts.returns.len() == 1 || self.draining || lines.len() >= crate::buffer::LINES_BYTES_MAX;
+                let due = if alone { now } else { ticket.sealed + GATHER_WAIT };
+                queue.push_loose(Loose::new(ticket, lines, charge, due));
+            }
+        }
+        self.offer(id, now);
+    }
+
+    /// The queue of a stream, made with its lanes when it is first seen.
+    fn open_queue(&mut self, stream: &Arc<Stream>, now: Instant) -> u64 {
+        if !self.streams.contains_key(&stream.id) {
+            let lanes: Vec<usize> = stream.delivery_streams.iter().map(|name| self.open_lane(name)).collect();
+            for lane in &lanes {
+                self.lane(*lane).streams.push(stream.id);
+            }
+            let link = |lane: usize| LaneLink { lane, is_waiting: false, served: 0 };
+            let links = lanes.into_iter().map(link).collect();
+            self.streams.insert(stream.id, StreamQueue::new(Arc::clone(stream), links, now));
+            self.note_parked(stream.id);
+        }
+        stream.id
+    }
+
+    fn open_lane(&mut self, delivery_stream: &Arc<str>) -> usize {
+        if let Some(lane) = self.lane_of.get(delivery_stream) {
+            return *lane;
+        }
+        let entry = LaneEntry {
+            delivery_stream: Arc::clone(delivery_stream),
+            policy: Lane::default(),
+            counters: self.parts.metrics.lane(delivery_stream),
+            streams: Vec::new(),
+            line: BinaryHeap::new(),
+            served: 0,
+            has_timer: false,
+            last_error: None,
+            logged_at: None,
+        };
+        let free = self.lanes.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.lanes.len());
+        if index == self.lanes.len() {
+            self.lanes.push(None);
+        }
+        self.lanes[index] = Some(entry);
+        self.lane_of.insert(Arc::clone(delivery_stream), index);
+        index
+    }
+
+    fn lane(&mut self, index: usize) -> &mut LaneEntry {
+        self.lanes[index].as_mut().expect("a lane lives while a stream is mapped to it")
+    }
+
+    /// Lets the lanes of a stream know that it has something, now or when its lines are due.
+    fn offer(&mut self, stream: u64, now: Instant) {
+        let Some(queue) = self.streams.get_mut(&stream) else { return };
+        match queue.ready_at(now) {
+            None => (),
+            Some(at) if at > now => self.timers.push(Reverse((at, Timer::Stream(stream)))),
+            Some(_) => {
+                for link in queue.links.iter_mut().filter(|link| !link.is_waiting) {
+                    let entry = self.lanes[link.lane].as_mut().expect("a link keeps its lane");
+                    link.is_waiting = true;
+                    link.served = link.served.max(entry.served);
+                    entry.line.push(Reverse((link.served, stream)));
+                    self.runnable.push_back(link.lane);
+                }
+            }
+        }
+    }
+
+    fn fire_timers(&mut self, now: Instant) {
+        while let Some(Reverse((at, timer))) = self.timers.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            match timer {
+                Timer::Stream(stream) => self.offer(stream, now),
+                Timer::Lane(lane) => {
+                    if let Some(entry) = self.lanes[lane].as_mut() {
+                        entry.has_timer = false;
+                        self.runnable.push_back(lane);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts as many calls of a lane as it may have.
+    fn run_lane(&mut self, index: usize, now: Instant) {
+        loop {
+            let limits = self.limits;
+            let calls_max = self.parts.config.max_calls;
+            let Some(entry) = self.lanes[index].as_mut() else { return };
+            if entry.line.is_empty() {
+                return;
+            }
+            let failing = entry.policy.is_failing();
+            match entry.policy.readiness(now, &limits) {
+                Readiness::Busy => return,
+                Readiness::At(at) => {
+                    if !std::mem::replace(&mut entry.has_timer, true) {
+                        self.timers.push(Reverse((at, Timer::Lane(index))));
+                    }
+                    return;
+                }
+                Readiness::Now => (),
+            }
+            let starved = self.in_flight >= calls_max || (failing && self.failing_in_flight >= calls_max.div_ceil(2));
+            if starved {
+                self.starved.push(index);
+                return;
+            }
+            if let Some((piece, place)) = self.next_call(index, now) {
+                self.start(index, piece, place, now);
+            }
+        }
+    }
+
+    /// The next call of the least served stream in a lane's line.
+    fn next_call(&mut self, index: usize, now: Instant) -> Option<(Piece, Place)> {
+        let entry = self.lanes[index].as_mut()?;
+        let Reverse((served, stream)) = entry.line.pop()?;
+        entry.served = served;
+        let queue = self.streams.get_mut(&stream)?;
+        let link = queue.links.iter_mut().find(|link| link.lane == index)?;
+        link.is_waiting = false;
+        if queue.ready_at(now).is_none_or(|at| at > now) {
+            return None;
+        }
+        let call = queue.next_call(self.encoding, &self.parts.memory);
+        if let Some((piece, _)) = &call {
+            let link = queue.links.iter_mut().find(|link| link.lane == index)?;
+            link.served = served + piece.bytes() as u64;
+        }
+        self.offer(stream, now);
+        call
+    }
+
+    fn start(&mut self, index: usize, mut piece: Piece, place: Place, now: Instant) {
+        let (events, stream) = (piece.events(), Arc::clone(piece.stream()));
+        stream.label.leave(events, place);
+        stream.label.enter(events, Place::InFlight);
+        if std::mem::take(&mut piece.is_unknown) {
+            stream.label.resent_after_unknown(events);
+        }
+        let encoding = self.encoding;
+        let entry = self.lane(index);
+        let was_failing = entry.policy.is_failing();
+        entry.policy.started();
+        let delivery_stream = Arc::clone(&entry.delivery_stream);
+        self.in_flight += 1;
+        self.failing_in_flight += usize::from(was_failing);
+        if let Some(queue) = self.streams.get_mut(&stream.id) {
+            queue.in_flight += 1;
+        }
+        self.flying.entry(stream.id).or_default().push(piece.oldest());
+        let body = piece.close(encoding, &delivery_stream);
+        let call = Call { delivery_stream, body, records: piece.records().len() };
+        let (destination, ended) = (Arc::clone(&self.parts.destination), self.ended.0.clone());
+        tokio::spawn(async move {
+            let outcome = destination.call(call).await;
+            // Delivery is gone only when the process is about to end.
+            let _ = ended.send(Ended { lane: index, piece, outcome, started: now, was_failing });
+        });
+    }
+
+    /// Hears of the end of a call: counts it, settles what is settled, queues the rest again.
+    fn finish(&mut self, ended: Ended) {
+        let now = Instant::now();
+        let Ended { lane, piece, outcome, started, was_failing } = ended;
+        self.in_flight -= 1;
+        self.failing_in_flight -= usize::from(was_failing);
+        self.runnable.extend(self.starved.drain(..));
+        self.runnable.push_back(lane);
+        self.parts.metrics.call_duration.observe(now - started);
+        let stream = Arc::clone(piece.stream());
+        stream.label.leave(piece.events(), Place::InFlight);
+        self.land(&stream, &piece);
+        let verdict = self.judge(lane, piece, outcome, now);
+        let (limits, fraction) = (self.limits_now(), fastrand::f64());
+        let policy = &mut self.lane(lane).policy;
+        let before = policy.state();
+        policy.finished(verdict, started, now, &limits, fraction);
+        let after = policy.state();
+        self.report(lane, before, after, now);
+        self.offer(stream.id, now);
+    }
+
+    fn land(&mut self, stream: &Stream, piece: &Piece) {
+        if let Some(queue) = self.streams.get_mut(&stream.id) {
+            queue.in_flight -= 1;
+        }
+        if let Some(flying) = self.flying.get_mut(&stream.id) {
+            if let Some(place) = flying.iter().position(|oldest| *oldest == piece.oldest()) {
+                flying.swap_remove(place);
+            }
+            if flying.is_empty() {
+                self.flying.remove(&stream.id);
+            }
+        }
+    }
+
+    /// What an outcome means for the records and for the lane.
+    fn judge(&mut self, lane: usize, mut piece: Piece, outcome: Outcome, now: Instant) -> Verdict {
+        let counters = Arc::clone(&self.lane(lane).counters);
+        let records = piece.records().len() as u64;
+        match outcome {
+            Outcome::Accepted => {
+                counters.call(metrics::Outcome::Ok);
+                counters.records(records, metrics::Outcome::Ok);
+                self.deliver(&piece, |_| true, now);
+                Verdict::Progress
+            }
+            Outcome::Partial(answers) => self.judge_partial(&counters, piece, &answers, now),
+            Outcome::Unknown { message } => {
+                counters.call(metrics::Outcome::Unknown);
+                counters.records(records, metrics::Outcome::Unknown);
+                self.lane(lane).last_error = Some(message);
+                piece.is_unknown = true;
+                self.requeue(piece);
+                Verdict::Failed
+            }
+            Outcome::Refused { kind, message } => {
+                let outcome = counted_as(kind);
+                counters.call(outcome);
+                counters.records(records, outcome);
+                self.lane(lane).last_error = Some(message);
+                self.judge_refusal(lane, piece, kind, now)
+            }
+        }
+    }
+
+    /// Settles the records that were accepted and queues exactly the others again.
+    fn judge_partial(&mut self, counters: &LaneCounters, piece: Piece, answers: &[RecordOutcome], now: Instant) -> Verdict {
+        let count = |wanted| answers.iter().filter(|answer| **answer == wanted).count() as u64;
+        let (accepted, throttled) = (count(RecordOutcome::Accepted), count(RecordOutcome::Throttled));
+        counters.records(accepted, metrics::Outcome::Ok);
+        counters.records(throttled, metrics::Outcome::Throttled);
+        counters.records(count(RecordOutcome::Internal), metrics::Outcome::Internal);
+        counters.call(if throttled > 0 { metrics::Outcome::Throttled } else { metrics::Outcome::Internal });
+        let is_accepted = |index: usize| answers.get(index) == Some(&RecordOutcome::Accepted);
+        if accepted == 0 {
+            self.requeue(piece);
+            return Verdict::Failed;
+        }
+        self.deliver(&piece, is_accepted, now);
+        if accepted == piece.records().len() as u64 {
+            return Verdict::Progress;
+        }
+        self.requeue(piece.only(&self.parts.memory, |index| !is_accepted(index)));
+        if throttled > 0 { Verdict::ProgressThrottled } else { Verdict::Progress }
+    }
+
+    fn judge_refusal(&mut self, lane: usize, mut piece: Piece, kind: Refusal, now: Instant) -> Verdict {
+        match kind {
+            Refusal::Throttled | Refusal::Transient | Refusal::Credentials | Refusal::Key => {
+                self.requeue(piece);
+                Verdict::Failed
+            }
+            Refusal::Permanent => {
+                self.requeue(piece);
+                Verdict::Parked
+            }
+            Refusal::Content => {
+                let since = *piece.refused_since.get_or_insert(now);
+                if piece.records().len() > 1 {
+                    let [first, second] = piece.halves(&self.parts.memory);
+                    self.requeue(second);
+                    self.requeue(first);
+                    return Verdict::Neutral;
+                }
+                if self.lane(lane).policy.accepted_at().is_some_and(|at| at > since) {
+                    self.drop_piece(&piece, Drop::Rejected);
+                    return Verdict::Neutral;
+                }
+                // Nothing else was accepted since: the lane may be to blame and not this record, so it is kept.
+                self.requeue(piece);
+                Verdict::Parked
+            }
+        }
+    }
+
+    fn requeue(&mut self, mut piece: Piece) {
+        piece.is_retry = true;
+        let stream = Arc::clone(piece.stream());
+        stream.label.enter(piece.events(), Place::Retry);
+        let id = self.open_queue(&stream, Instant::now());
+        self.streams.get_mut(&id).expect("it was opened").push_retry(piece);
+    }
+
+    /// Counts and settles accepted records.
+    fn deliver(&mut self, piece: &Piece, chosen: impl Fn(usize) -> bool, now: Instant) {
+        let (mut events, mut bytes, mut billed) = (0, 0, 0);
+        for (_, record) in piece.records().iter().enumerate().filter(|(index, _)| chosen(*index)) {
+            events += u64::from(record.events);
+            bytes += u64::from(record.bytes);
+            if self.encoding == Encoding::Records {
+                billed += u64::from(record.bytes).next_multiple_of(BILLING_STEP_BYTES);
+            }
+        }
+        piece.stream().label.delivered(events, bytes, billed);
+        let latency = &self.parts.metrics.delivery_latency;
+        let returns = &self.parts.returns;
+        piece.settle(Fate::Delivered, chosen, |ticket, settled| {
+            latency.observe_weighted(now - ticket.oldest, ticket.events - settled.lost);
+            returns[usize::from(settled.id.shard)].push(settled);
+        });
+        self.released = true;
+    }
+
+    fn drop_piece(&mut self, piece: &Piece, reason: Drop) {
+        piece.stream().label.dropped(piece.events(), reason);
+        let returns = &self.parts.returns;
+        piece.settle(Fate::Lost, |_| true, |_, settled| returns[usize::from(settled.id.shard)].push(settled));
+        self.released = true;
+    }
+
+    /// Logs a change of a lane's state once, and a lane that keeps failing now and then.
+    fn report(&mut self, index: usize, before: LaneState, after: LaneState, now: Instant) {
+        if before == LaneState::Parked || after == LaneState::Parked {
+            let streams = self.lane(index).streams.clone();
+            streams.into_iter().for_each(|stream| self.note_parked(stream));
+        }
+        let entry = self.lane(index);
+        let name = Arc::clone(&entry.delivery_stream);
+        let reason = entry.last_error.clone().unwrap_or_default();
+        let due = entry.logged_at.is_none_or(|at| now - at >= LOG_INTERVAL);
+        match (before, after) {
+            (LaneState::Parked, LaneState::Active) => info!("lane {name}: accepted again, no longer parked"),
+            (_, LaneState::Parked) if before != after => warn!(
+                "lane {name}: parked, its events are kept up to their stream's memory cap and it is tried every {:?}. {reason}",
+                self.limits.park_probe
+            ),
+            (_, LaneState::BackingOff) if due => {
+                self.lane(index).logged_at = Some(now);
+                warn!("lane {name}: calls fail, its events are kept and tried again. {reason}");
+            }
+            _ => (),
+        }
+    }
+
+    /// Lets shards know whether all lanes of a stream are parked.
+    fn note_parked(&mut self, stream: u64) {
+        let Some(queue) = self.streams.get(&stream) else { return };
+        let parked = |lane: usize| self.lanes[lane].as_ref().is_some_and(|lane| lane.policy.state() == LaneState::Parked);
+        let all = queue.links.iter().all(|link| parked(link.lane));
+        if queue.stream.parked.swap(all, Relaxed) != all {
+            self.released = true;
+        }
+    }
+
+    fn limits_now(&self) -> LaneLimits {
+        if !self.draining {
+            return self.limits;
+        }
+        let backoff = retry::Backoff { base: self.limits.backoff.base, max: DRAIN_WAIT_MAX };
+        LaneLimits { backoff, park_probe: self.limits.park_probe.min(DRAIN_WAIT_MAX), ..self.limits }
+    }
+
+    fn drain(&mut self, done: oneshot::Sender<()>) {
+        let now = Instant::now();
+        self.draining = true;
+        self.drained = Some(done);
+        for (index, entry) in self.lanes.iter_mut().enumerate() {
+            if let Some(entry) = entry {
+                entry.policy.cut_wait_short();
+                self.runnable.push_back(index);
+            }
+        }
+        let streams: Vec<u64> = self.streams.keys().copied().collect();
+        streams.into_iter().for_each(|stream| self.offer(stream, now));
+    }
+
+    /// Whether nothing is left that another call could deliver: what is parked stays parked.
+    fn is_drained(&self) -> bool {
+        let is_done = |queue: &StreamQueue| queue.is_empty() || queue.stream.parked.load(Relaxed);
+        self.in_flight == 0 && self.parts.handoff.is_empty() && self.streams.values().all(is_done)
+    }
+
+    fn abandon(&mut self) -> u64 {
+        while let Some(batch) = self.parts.handoff.pop() {
+            self.take_batch(batch, Instant::now());
+        }
+        let mut left = 0;
+        for queue in self.streams.values_mut() {
+            let label = Arc::clone(&queue.stream.label);
+            for (events, place) in queue.abandon() {
+                label.leave(events, place);
+                label.dropped(events, Drop::DrainDeadline);
+                left += events;
+            }
+            // Calls in flight are cut by the end of the process: nobody will know what became of them.
+            let totals = label.totals();
+            if queue.in_flight > 0 {
+                label.leave(totals.in_flight, Place::InFlight);
+                label.dropped(totals.in_flight, Drop::DrainDeadline);
+                left += totals.in_flight;
+            }
+        }
+        left
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        let idle = |queue: &StreamQueue| {
+            queue.is_empty() && queue.in_flight == 0 && now.saturating_duration_since(queue.used_at) > IDLE_STREAM
+        };
+        let gone: Vec<u64> = self.streams.iter().filter(|(_, queue)| idle(queue)).map(|(id, _)| *id).collect();
+        for id in gone {
+            let Some(queue) = self.streams.remove(&id) else { continue };
+            for link in queue.links {
+                let entry = self.lane(link.lane);
+                entry.streams.retain(|stream| *stream != id);
+                if entry.streams.is_empty() && entry.policy.in_flight() == 0 && !entry.has_timer {
+                    let name = Arc::clone(&entry.delivery_stream);
+                    self.lane_of.remove(&name);
+                    self.lanes[link.lane] = None;
+                }
+            }
+        }
+    }
+
+    fn view(&self, now: Instant) -> View {
+        let lane = |entry: &LaneEntry| LaneView {
+            delivery_stream: Arc::clone(&entry.delivery_stream),
+            state: entry.policy.state(),
+            in_flight: entry.policy.in_flight(),
+            last_error: entry.last_error.clone(),
+        };
+        let mut oldest: HashMap<String, Duration> = HashMap::new();
+        for (id, queue) in &self.streams {
+            let flying = self.flying.get(id).and_then(|all| all.iter().min().copied());
+            if let Some(at) = queue.oldest().into_iter().chain(flying).min() {
+                let age = now.saturating_duration_since(at);
+                let label = queue.stream.label.name().to_owned();
+                oldest.entry(label).and_modify(|known| *known = age.max(*known)).or_insert(age);
+            }
+        }
+        View { lanes: self.lanes.iter().flatten().map(lane).collect(), oldest: oldest.into_iter().collect() }
+    }
+}
+
+/// How a refusal is counted.
+fn counted_as(kind: Refusal) -> metrics::Outcome {
+    match kind {
+        Refusal::Throttled => metrics::Outcome::Throttled,
+        Refusal::Transient => metrics::Outcome::Internal,
+        Refusal::Credentials | Refusal::Key | Refusal::Permanent | Refusal::Content => metrics::Outcome::Rejected,
+    }
+}

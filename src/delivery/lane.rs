@@ -1,0 +1,220 @@
+//! The policy of one delivery stream: how many calls at once, how long to wait after a failure, when to park.
+//! Pure: it is told the time and what became of calls, and says when the next may start. It sees no bytes.
+
+use std::time::{Duration, Instant};
+
+use super::retry::Backoff;
+
+/// Settings that all lanes share.
+#[derive(Clone, Copy, Debug)]
+pub struct LaneLimits {
+    /// Calls in flight at most.
+    pub calls_max: usize,
+    /// The wait after failures.
+    pub backoff: Backoff,
+    /// How often a parked lane is tried.
+    pub park_probe: Duration,
+}
+
+/// What a call meant for its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Something was accepted and nothing speaks for slowing down.
+    Progress,
+    /// Something was accepted, and the rest was throttled.
+    ProgressThrottled,
+    /// Nothing was accepted, or it is not known: wait, longer each time.
+    Failed,
+    /// The delivery stream refuses calls for good: only probe it.
+    Parked,
+    /// The call was refused for its content, which says nothing of the lane.
+    Neutral,
+}
+
+/// Whether a call may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Now.
+    Now,
+    /// Not before this instant.
+    At(Instant),
+    /// Not before a call in flight has ended.
+    Busy,
+}
+
+/// What `/status` and `lane_state` say of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneState {
+    /// Calls are made as work comes.
+    Active = 0,
+    /// The last call failed; one call at a time.
+    BackingOff = 1,
+    /// Refused for good; probed from time to time.
+    Parked = 2,
+}
+
+/// The state of one lane's policy.
+#[derive(Debug, Default)]
+pub struct Lane {
+    in_flight: usize,
+    /// Failures in a row. Calls that were under way together fail together and count once.
+    streak: u32,
+    failed_at: Option<Instant>,
+    resume_at: Option<Instant>,
+    parked: bool,
+    accepted_at: Option<Instant>,
+}
+
+impl Lane {
+    /// Whether and when the next call may start.
+    pub fn readiness(&self, now: Instant, limits: &LaneLimits) -> Readiness {
+        let calls_max = if self.is_failing() { 1 } else { limits.calls_max };
+        match self.resume_at {
+            _ if self.in_flight >= calls_max => Readiness::Busy,
+            Some(at) if at > now => Readiness::At(at),
+            _ => Readiness::Now,
+        }
+    }
+
+    /// A call was started.
+    pub fn started(&mut self) {
+        self.in_flight += 1;
+    }
+
+    /// A call that started at `started` has ended. `fraction`, from 0 to 1, is the jitter.
+    pub fn finished(&mut self, verdict: Verdict, started: Instant, now: Instant, limits: &LaneLimits, fraction: f64) {
+        self.in_flight -= 1;
+        match verdict {
+            Verdict::Progress => self.recover(now),
+            Verdict::ProgressThrottled => {
+                self.recover(now);
+                self.fail(now, limits, fraction);
+            }
+            Verdict::Failed if self.failed_at.is_some_and(|at| started < at) => (),
+            Verdict::Failed => self.fail(now, limits, fraction),
+            Verdict::Parked => {
+                self.parked = true;
+                self.resume_at = Some(now + limits.park_probe);
+            }
+            Verdict::Neutral => (),
+        }
+    }
+
+    /// Ends every wait: the process drains and tries everything once more.
+    pub fn cut_wait_short(&mut self) {
+        self.resume_at = None;
+        self.streak = self.streak.min(1);
+    }
+
+    /// Whether the last calls failed.
+    pub fn is_failing(&self) -> bool {
+        self.parked || self.streak > 0
+    }
+
+    /// When a call was last accepted, in part at least.
+    pub fn accepted_at(&self) -> Option<Instant> {
+        self.accepted_at
+    }
+
+    /// Calls in flight.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// What to show.
+    pub fn state(&self) -> LaneState {
+        match (self.parked, self.streak) {
+            (true, _) => LaneState::Parked,
+            (false, 0) => LaneState::Active,
+            (false, _) => LaneState::BackingOff,
+        }
+    }
+
+    fn recover(&mut self, now: Instant) {
+        self.parked = false;
+        self.streak = 0;
+        self.resume_at = None;
+        self.accepted_at = Some(now);
+    }
+
+    fn fail(&mut self, now: Instant, limits: &LaneLimits, fraction: f64) {
+        self.streak = self.streak.saturating_add(1);
+        self.failed_at = Some(now);
+        // A parked lane keeps its slow pace until something is accepted.
+        let wait = limits.backoff.delay(self.streak, fraction);
+        self.resume_at = Some(now + if self.parked { limits.park_probe } else { wait });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: LaneLimits = LaneLimits {
+        calls_max: 4,
+        backoff: Backoff { base: Duration::from_millis(100), max: Duration::from_secs(30) },
+        park_probe: Duration::from_secs(30),
+    };
+
+    fn finish(lane: &mut Lane, verdict: Verdict, started: Instant, now: Instant) {
+        lane.finished(verdict, started, now, &LIMITS, 1.0);
+    }
+
+    #[test]
+    fn a_failing_lane_has_one_call_in_flight_and_waits_longer_each_time() {
+        let t0 = Instant::now();
+        let at = |millis| t0 + Duration::from_millis(millis);
+        let mut lane = Lane::default();
+        lane.started();
+        assert_eq!(lane.readiness(t0, &LIMITS), Readiness::Now);
+        finish(&mut lane, Verdict::Failed, t0, at(10));
+        assert_eq!(lane.readiness(at(10), &LIMITS), Readiness::At(at(110)));
+        assert_eq!(lane.readiness(at(110), &LIMITS), Readiness::Now);
+        lane.started();
+        assert_eq!(lane.readiness(at(110), &LIMITS), Readiness::Busy);
+        finish(&mut lane, Verdict::Failed, at(110), at(120));
+        assert_eq!(lane.readiness(at(120), &LIMITS), Readiness::At(at(320)));
+        lane.started();
+        finish(&mut lane, Verdict::Progress, at(320), at(330));
+        assert_eq!((lane.readiness(at(330), &LIMITS), lane.state()), (Readiness::Now, LaneState::Active));
+    }
+
+    #[test]
+    fn calls_that_failed_together_count_once() {
+        let t0 = Instant::now();
+        let mut lane = Lane::default();
+        for _ in 0..4 {
+            lane.started();
+        }
+        for call in 1..=4 {
+            finish(&mut lane, Verdict::Failed, t0, t0 + Duration::from_millis(call));
+        }
+        assert_eq!(lane.streak, 1);
+    }
+
+    #[test]
+    fn a_parked_lane_is_probed_and_freed_by_the_first_acceptance() {
+        let t0 = Instant::now();
+        let mut lane = Lane::default();
+        lane.started();
+        finish(&mut lane, Verdict::Parked, t0, t0);
+        assert_eq!(lane.readiness(t0, &LIMITS), Readiness::At(t0 + LIMITS.park_probe));
+        assert_eq!(lane.state(), LaneState::Parked);
+        lane.cut_wait_short();
+        assert_eq!(lane.readiness(t0, &LIMITS), Readiness::Now);
+        lane.started();
+        finish(&mut lane, Verdict::Progress, t0, t0);
+        assert_eq!(lane.state(), LaneState::Active);
+    }
+
+    #[test]
+    fn throttled_progress_slows_down_without_growing() {
+        let t0 = Instant::now();
+        let mut lane = Lane::default();
+        for _ in 0..10 {
+            lane.started();
+            finish(&mut lane, Verdict::ProgressThrottled, t0, t0);
+        }
+        assert_eq!(lane.readiness(t0, &LIMITS), Readiness::At(t0 + Duration::from_millis(100)));
+    }
+}

@@ -1,0 +1,335 @@
+//! What a stream's queue holds: loose lines that wait to be packed, and pieces, each ready to be a call. Pieces
+//! are split when a call fails in part and halved when it is refused for its content; whatever happens to them,
+//! every event stays tied to the ticket of its batch until it is settled.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::batch::{Fate, Record, Settled, Ticket};
+use crate::destination::Encoding;
+use crate::encode::{self, CALL_BYTES_MAX, CALL_RECORDS_MAX, Encoder, Gatherer};
+use crate::memory::{Charge, Memory};
+use crate::stream::Stream;
+
+/// A batch that travels as lines.
+#[derive(Debug)]
+pub struct Loose {
+    ticket: Arc<Ticket>,
+    lines: Vec<u8>,
+    /// How much of the lines is packed already.
+    offset: usize,
+    events_left: u64,
+    charge: Charge,
+    /// When it is packed at the latest: other shards' pieces may come until then.
+    pub due: Instant,
+}
+
+impl Loose {
+    /// All of a batch.
+    pub fn new(ticket: Arc<Ticket>, lines: Vec<u8>, charge: Charge, due: Instant) -> Self {
+        let events_left = ticket.events;
+        Self { ticket, lines, offset: 0, events_left, charge, due }
+    }
+
+    /// Raw bytes not packed yet.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() - self.offset
+    }
+
+    /// Events not packed yet.
+    pub fn events(&self) -> u64 {
+        self.events_left
+    }
+
+    /// When its oldest event was received.
+    pub fn oldest(&self) -> Instant {
+        self.ticket.oldest
+    }
+}
+
+/// The events of one ticket in one record.
+#[derive(Clone, Debug)]
+struct Share {
+    record: usize,
+    ticket: Arc<Ticket>,
+    events: u64,
+}
+
+/// Whose events a piece holds.
+#[derive(Clone, Debug)]
+enum Origin {
+    /// Those of one batch.
+    One(Arc<Ticket>),
+    /// Those of several, by record, in the order of the records.
+    Many(Vec<Share>),
+}
+
+/// Records of one stream that go into one call, whole or not at all.
+#[derive(Debug)]
+pub struct Piece {
+    /// The body up to its last record, and perhaps the tail of an earlier call behind it.
+    body: Bytes,
+    records: Vec<Record>,
+    origin: Origin,
+    charge: Charge,
+    oldest: Instant,
+    /// A call with it was made and failed.
+    pub is_retry: bool,
+    /// A call with it ended without a known outcome.
+    pub is_unknown: bool,
+    /// When a call that held its records was first refused for its content.
+    pub refused_since: Option<Instant>,
+}
+
+impl Piece {
+    /// All of an encoded batch.
+    pub fn from_encoded(ticket: Arc<Ticket>, json: Vec<u8>, records: Vec<Record>, charge: Charge) -> Self {
+        let oldest = ticket.oldest;
+        Self::new(Bytes::from(json), records, Origin::One(ticket), charge, oldest)
+    }
+
+    fn new(body: Bytes, records: Vec<Record>, origin: Origin, charge: Charge, oldest: Instant) -> Self {
+        let (is_retry, is_unknown, refused_since) = (false, false, None);
+        Self { body, records, origin, charge, oldest, is_retry, is_unknown, refused_since }
+    }
+
+    /// Its stream.
+    pub fn stream(&self) -> &Arc<Stream> {
+        self.charge.stream()
+    }
+
+    /// Its records.
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Its events.
+    pub fn events(&self) -> u64 {
+        self.records.iter().map(|record| u64::from(record.events)).sum()
+    }
+
+    /// Its raw bytes.
+    pub fn bytes(&self) -> usize {
+        self.records.iter().map(|record| record.bytes as usize).sum()
+    }
+
+    /// When its oldest event was received.
+    pub fn oldest(&self) -> Instant {
+        self.oldest
+    }
+
+    /// The whole body of a call to `delivery_stream`. Nothing is copied unless somebody still reads the last.
+    pub fn close(&mut self, encoding: Encoding, delivery_stream: &str) -> Bytes {
+        if encoding == Encoding::Records {
+            let end = self.records.last().map_or(0, |record| record.end as usize);
+            let mut body = Vec::from(std::mem::take(&mut self.body));
+            body.truncate(end);
+            encode::close_body(&mut body, delivery_stream);
+            self.body = Bytes::from(body);
+        }
+        self.body.clone()
+    }
+
+    /// Settles every event of the records that `chosen` picks; `told` hears of each batch that this completes.
+    pub fn settle(&self, fate: Fate, chosen: impl Fn(usize) -> bool, mut told: impl FnMut(&Ticket, Settled)) {
+        let mut settle = |ticket: &Ticket, events: u64| {
+            if let Some(settled) = ticket.settle(events, fate) {
+                told(ticket, settled);
+            }
+        };
+        match &self.origin {
+            Origin::One(ticket) => {
+                let picked = self.records.iter().enumerate().filter(|(index, _)| chosen(*index));
+                let events = picked.map(|(_, record)| u64::from(record.events)).sum();
+                if events > 0 {
+                    settle(ticket, events);
+                }
+            }
+            Origin::Many(shares) => {
+                for share in shares.iter().filter(|share| chosen(share.record)) {
+                    settle(&share.ticket, share.events);
+                }
+            }
+        }
+    }
+
+    /// A piece of the records that `chosen` picks, copied out so that the memory of the rest can go.
+    pub fn only(&self, memory: &Arc<Memory>, chosen: impl Fn(usize) -> bool) -> Piece {
+        let picked: Vec<usize> = (0..self.records.len()).filter(|index| chosen(*index)).collect();
+        let length = picked.iter().map(|index| (self.records[*index].end - self.records[*index].start) as usize);
+        let mut gatherer = Gatherer::with_capacity(length.sum(), picked.len());
+        for index in &picked {
+            gatherer.push(&self.body, self.records[*index]);
+        }
+        let (json, records) = gatherer.finish();
+        let place_of = |record: usize| picked.binary_search(&record).ok();
+        let origin = match &self.origin {
+            Origin::One(ticket) => Origin::One(Arc::clone(ticket)),
+            Origin::Many(shares) => Origin::Many(
+                shares
+                    .iter()
+                    .filter_map(|share| place_of(share.record).map(|record| Share { record, ..share.clone() }))
+                    .collect(),
+            ),
+        };
+        let charge = Charge::forced(memory, self.stream(), json.capacity() as u64);
+        let piece = Piece::new(Bytes::from(json), records, origin, charge, self.oldest);
+        Piece { is_retry: true, is_unknown: self.is_unknown, refused_since: self.refused_since, ..piece }
+    }
+
+    /// The two halves of its records, to find the one that is refused.
+    pub fn halves(&self, memory: &Arc<Memory>) -> [Piece; 2] {
+        let middle = self.records.len() / 2;
+        [self.only(memory, |index| index < middle), self.only(memory, |index| index >= middle)]
+    }
+}
+
+/// Whether `next` may share a call with `first`. Suspects stay alone, or bisecting would never end; what may
+/// have been accepted stays apart from what was not, so that possible duplicates are counted exactly.
+fn may_join(first: &Piece, next: &Piece) -> bool {
+    first.refused_since.is_none()
+        && next.refused_since.is_none()
+        && first.is_retry == next.is_retry
+        && first.is_unknown == next.is_unknown
+}
+
+/// Takes the first piece, and with it as many that follow as fit into one call.
+pub fn merge(pieces: &mut std::collections::VecDeque<Piece>, encoding: Encoding, memory: &Arc<Memory>) -> Option<Piece> {
+    let first = pieces.pop_front()?;
+    let (mut records, mut bytes) = (first.records.len(), first.bytes());
+    let mut group = vec![first];
+    while encoding == Encoding::Records
+        && let Some(next) = pieces.front().filter(|next| may_join(&group[0], next))
+    {
+        records += next.records.len();
+        bytes += next.bytes();
+        if records > CALL_RECORDS_MAX || bytes > CALL_BYTES_MAX {
+            break;
+        }
+        group.extend(pieces.pop_front());
+    }
+    if group.len() == 1 {
+        return group.pop();
+    }
+    Some(join(&group, memory))
+}
+
+fn join(group: &[Piece], memory: &Arc<Memory>) -> Piece {
+    let length = |piece: &Piece| piece.records.iter().map(|record| (record.end - record.start) as usize).sum::<usize>();
+    let records = group.iter().map(|piece| piece.records.len()).sum();
+    let mut gatherer = Gatherer::with_capacity(group.iter().map(length).sum(), records);
+    let mut shares = Vec::new();
+    let mut first_record = 0;
+    for piece in group {
+        for record in &piece.records {
+            gatherer.push(&piece.body, *record);
+        }
+        shares.extend(piece.shares().map(|share| Share { record: share.record + first_record, ..share }));
+        first_record += piece.records.len();
+    }
+    let (json, records) = gatherer.finish();
+    let charge = Charge::forced(memory, group[0].stream(), json.capacity() as u64);
+    let oldest = group.iter().map(|piece| piece.oldest).min().expect("a group has a piece");
+    let piece = Piece::new(Bytes::from(json), records, Origin::Many(shares), charge, oldest);
+    Piece { is_retry: group[0].is_retry, is_unknown: group[0].is_unknown, ..piece }
+}
+
+impl Piece {
+    fn shares(&self) -> impl Iterator<Item = Share> + '_ {
+        let (one, many) = match &self.origin {
+            Origin::One(ticket) => (Some(ticket), &[][..]),
+            Origin::Many(shares) => (None, &shares[..]),
+        };
+        let of_one = one.into_iter().flat_map(|ticket| {
+            self.records.iter().enumerate().map(|(record, held)| Share {
+                record,
+                ticket: Arc::clone(ticket),
+                events: u64::from(held.events),
+            })
+        });
+        of_one.chain(many.iter().cloned())
+    }
+}
+
+/// Packs loose lines, as many as fit into one call.
+pub fn pack(loose: &mut std::collections::VecDeque<Loose>, encoding: Encoding, memory: &Arc<Memory>) -> Option<Piece> {
+    match encoding {
+        Encoding::Records => pack_records(loose, memory),
+        Encoding::Lines => pack_lines(loose, memory),
+    }
+}
+
+fn pack_records(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory>) -> Option<Piece> {
+    let stream = Arc::clone(loose.front()?.charge.stream());
+    let oldest = loose.front()?.oldest();
+    let mut encoder = Encoder::new(stream.packing, CALL_BYTES_MAX);
+    encoder.reserve(encode::body_bytes_max(loose.iter().map(Loose::bytes).sum::<usize>().min(CALL_BYTES_MAX)));
+    let mut parts = Vec::new();
+    while let Some(front) = loose.front_mut() {
+        let before = encoder.events();
+        let events = u32::try_from(front.events_left).unwrap_or(u32::MAX);
+        front.offset += encoder.push_lines(&front.lines[front.offset..], events);
+        let taken = encoder.events() - before;
+        front.events_left -= taken;
+        if taken > 0 {
+            parts.push((Arc::clone(&front.ticket), taken));
+        }
+        if front.bytes() > 0 {
+            break;
+        }
+        loose.pop_front();
+    }
+    let (json, records) = encoder.finish();
+    let charge = Charge::forced(memory, &stream, json.capacity() as u64);
+    let origin = origin_of(&records, parts);
+    Some(Piece::new(Bytes::from(json), records, origin, charge, oldest))
+}
+
+/// Lines need no packing but to be put behind each other; one batch alone is not even copied.
+fn pack_lines(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory>) -> Option<Piece> {
+    let first = loose.pop_front()?;
+    let stream = Arc::clone(first.charge.stream());
+    let (mut lines, mut charge, oldest) = (first.lines, first.charge, first.ticket.oldest);
+    let mut parts = vec![(first.ticket, first.events_left)];
+    while let Some(next) = loose.front().filter(|next| lines.len() + next.lines.len() <= CALL_BYTES_MAX) {
+        lines.extend_from_slice(&next.lines);
+        parts.extend(loose.pop_front().map(|next| (next.ticket, next.events_left)));
+    }
+    if parts.len() > 1 {
+        charge = Charge::forced(memory, &stream, lines.capacity() as u64);
+    }
+    let events = parts.iter().map(|(_, events)| events).sum::<u64>();
+    let length = u32::try_from(lines.len()).expect("a batch is far smaller than 4 GiB");
+    let events = u32::try_from(events).expect("a call has fewer events than bytes");
+    let records = vec![Record { start: 0, end: length, bytes: length, events }];
+    let origin = origin_of(&records, parts);
+    Some(Piece::new(Bytes::from(lines), records, origin, charge, oldest))
+}
+
+/// Divides each record's events among the batches they came from: both are in the same order.
+fn origin_of(records: &[Record], mut parts: Vec<(Arc<Ticket>, u64)>) -> Origin {
+    if parts.len() == 1
+        && let Some((ticket, _)) = parts.pop()
+    {
+        return Origin::One(ticket);
+    }
+    let mut shares = Vec::with_capacity(records.len() + parts.len());
+    let mut parts = parts.into_iter();
+    let mut part = parts.next();
+    for (index, record) in records.iter().enumerate() {
+        let mut left = u64::from(record.events);
+        while left > 0 {
+            let (ticket, available) = part.as_mut().expect("records hold what the parts gave");
+            let events = left.min(*available);
+            shares.push(Share { record: index, ticket: Arc::clone(ticket), events });
+            left -= events;
+            *available -= events;
+            if *available == 0 {
+                part = parts.next();
+            }
+        }
+    }
+    Origin::Many(shares)
+}

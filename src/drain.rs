@@ -1,0 +1,104 @@
+//! The way out: stop accepting, read every connection out, seal, deliver, report. It is bounded by the drain
+//! deadline; a second signal cuts it short. It decides the exit code's meaning, not the number.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+use crate::delivery::Command;
+use crate::metrics::Metrics;
+use crate::shard::{Orders, Phase, Shared};
+
+/// Reading out may take this share of the deadline; the rest is for delivering.
+const READING_SHARE: f64 = 0.6;
+
+/// What became of the events that were here when the drain began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// All were delivered.
+    Clean,
+    /// So many events had to be dropped; they are counted.
+    Left(u64),
+}
+
+/// Drains shards and delivery, within the configured deadline or until `hurry` resolves.
+pub async fn drain(shared: &Arc<Shared>, delivery: &mpsc::Sender<Command>, hurry: impl Future<Output = ()>) -> Drained {
+    let config = &shared.config;
+    let deadline = Instant::now() + config.drain_deadline;
+    let orderly = async {
+        read_out(shared, Instant::now() + config.drain_deadline.mul_f64(READING_SHARE)).await;
+        deliver(delivery, deadline).await
+    };
+    let done = tokio::select! {
+        done = orderly => done,
+        () = hurry => {
+            warn!("a second signal: what is not delivered yet is given up");
+            false
+        }
+    };
+    if !done {
+        close(shared).await;
+    }
+    // What is parked for good was not waited for, but it is counted like the rest.
+    let left = abandon(delivery).await;
+    shared.orders.advance(Phase::Stop, &shared.returns);
+    report(&shared.metrics);
+    if left == 0 { Drained::Clean } else { Drained::Left(left) }
+}
+
+/// Reads every connection to its end, or to where it rests.
+async fn read_out(shared: &Shared, until: Instant) {
+    shared.orders.advance(Phase::Drain, &shared.returns);
+    if timeout_at(until, all_quiet(&shared.orders, shared.returns.len())).await.is_err() {
+        warn!("some connections still sent, or were blocked, when their time was over; they are closed");
+        close(shared).await;
+    }
+}
+
+/// Closes what is still open, without waiting for it.
+async fn close(shared: &Shared) {
+    shared.orders.advance(Phase::Close, &shared.returns);
+    let soon = Instant::now() + Duration::from_secs(1);
+    // A shard that does not answer within a second is found out by the identity in the report.
+    let _ = timeout_at(soon, all_quiet(&shared.orders, shared.returns.len())).await;
+}
+
+async fn all_quiet(orders: &Orders, shards: usize) {
+    while orders.quiet() < shards {
+        orders.quieter().await;
+    }
+}
+
+/// Whether everything that can be delivered was, before the deadline.
+async fn deliver(delivery: &mpsc::Sender<Command>, deadline: Instant) -> bool {
+    let (done, is_done) = oneshot::channel();
+    if delivery.send(Command::Drain(done)).await.is_err() {
+        return false;
+    }
+    timeout_at(deadline, is_done).await.is_ok_and(|answer| answer.is_ok())
+}
+
+/// Gives up what is left, counted.
+async fn abandon(delivery: &mpsc::Sender<Command>) -> u64 {
+    let (answer, left) = oneshot::channel();
+    if delivery.send(Command::Abandon(answer)).await.is_err() {
+        return 0;
+    }
+    left.await.unwrap_or(0)
+}
+
+/// A last line for each stream, with the identity.
+fn report(metrics: &Metrics) {
+    for totals in metrics.totals() {
+        let (dropped, held) = (totals.dropped_in_all(), totals.held());
+        let holds = totals.received + totals.recovered == totals.delivered + dropped + held;
+        let verdict = if holds { "" } else { "; THE SUM DOES NOT HOLD, which is a bug: please report it" };
+        info!(
+            "stream {}: received {} + recovered {} = delivered {} + dropped {dropped} + held {held}{verdict}",
+            totals.stream, totals.received, totals.recovered, totals.delivered
+        );
+    }
+}

@@ -1,0 +1,217 @@
+//! One limit on memory, and who holds how much of it. Charges are allocated capacity, made when a buffer grows
+//! and returned when it is dropped; nothing is charged per event. [`Plan`] is the sum that `standpipe check`
+//! prints; [`Memory`] is what enforces its part for events at run time.
+//!
+//! Invariants: with nothing held every figure is zero; a stream's share never depends on what another stream
+//! holds until three quarters of the limit are used.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use crate::stream::Stream;
+
+mod machine;
+mod plan;
+
+pub use plan::{Machine, Plan, PlanError};
+
+/// A stream may always hold this much, in bytes, whatever the limit.
+const STREAM_BYTES_MIN: u64 = 256 * 1024;
+
+/// What one stream holds, in bytes.
+#[derive(Debug, Default)]
+pub struct Account {
+    held: AtomicU64,
+}
+
+/// The memory that events may take, in bytes, shared by all shards and delivery.
+#[derive(Debug)]
+pub struct Memory {
+    limit: u64,
+    stream_max: u64,
+    partial_max: u64,
+    used: AtomicU64,
+    holders: AtomicU64,
+    partial: AtomicU64,
+    waiting: AtomicUsize,
+}
+
+/// How far the share of half-received frames is spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PartialPressure {
+    /// There is room: every connection is read.
+    None,
+    /// The share is spent: only small connections and one elected holder a shard are read.
+    Spent,
+    /// One and a half times the share is used: only the elected holder is read.
+    Exceeded,
+}
+
+impl Memory {
+    /// The limits that a plan leaves for events.
+    pub fn new(plan: &Plan) -> Arc<Self> {
+        Arc::new(Self {
+            limit: plan.events,
+            stream_max: plan.stream_bytes_max().max(STREAM_BYTES_MIN),
+            partial_max: plan.partial,
+            used: AtomicU64::new(0),
+            holders: AtomicU64::new(0),
+            partial: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// Bytes held by events, in all.
+    pub fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    /// Bytes held by half-received frames and by what paused connections had already sent.
+    pub fn partial(&self) -> u64 {
+        self.partial.load(Relaxed)
+    }
+
+    /// Whether more than half of the limit is used, so that open buffers should be sealed early.
+    pub fn is_above_half(&self) -> bool {
+        self.used() > self.limit / 2
+    }
+
+    /// Whether a stream could take `bytes` more.
+    ///
+    /// A stream that holds nothing may always take one event, so that no share is too small for a large frame;
+    /// the limit in all still holds, except for the only holder.
+    pub fn has_room(&self, account: &Account, bytes: u64) -> bool {
+        let (used, held) = (self.used(), account.held.load(Relaxed));
+        let share_allows = held == 0 || held + bytes <= self.share(used);
+        let limit_allows = used == 0 || used + bytes <= self.limit;
+        share_allows && limit_allows
+    }
+
+    /// What a stream may hold now, in bytes.
+    fn share(&self, used: u64) -> u64 {
+        if used <= self.limit / 4 * 3 {
+            return self.stream_max;
+        }
+        let equal = self.limit / self.holders.load(Relaxed).max(1);
+        self.stream_max.min(2 * equal)
+    }
+
+    /// The largest open buffer that leaves a stream room to gather while earlier batches are under way.
+    pub fn batch_bytes_max(&self) -> u64 {
+        self.stream_max / 4
+    }
+
+    fn charge(&self, account: &Account, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        self.used.fetch_add(bytes, Relaxed);
+        if account.held.fetch_add(bytes, Relaxed) == 0 {
+            self.holders.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn release(&self, account: &Account, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        self.used.fetch_sub(bytes, Relaxed);
+        if account.held.fetch_sub(bytes, Relaxed) == bytes {
+            self.holders.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Moves one connection's part of the partial share from `before` to `after` bytes.
+    pub fn move_partial(&self, before: u64, after: u64) {
+        // Wrapping addition of the difference: one atomic step whichever way it goes.
+        self.partial.fetch_add(after.wrapping_sub(before), Relaxed);
+    }
+
+    /// How far the partial share is spent. `now` gives hysteresis: pressure that stands goes away only below
+    /// three quarters of the share.
+    pub fn partial_pressure(&self, now: PartialPressure) -> PartialPressure {
+        let used = self.partial();
+        if used > self.partial_max / 2 * 3 {
+            PartialPressure::Exceeded
+        } else if used > self.partial_max || (now > PartialPressure::None && used > self.partial_max / 4 * 3) {
+            PartialPressure::Spent
+        } else {
+            PartialPressure::None
+        }
+    }
+
+    /// A connection was paused for memory.
+    pub fn add_waiting(&self) {
+        self.waiting.fetch_add(1, Relaxed);
+    }
+
+    /// A paused connection went on or away.
+    pub fn remove_waiting(&self) {
+        self.waiting.fetch_sub(1, Relaxed);
+    }
+
+    /// How many connections are paused for memory.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Relaxed)
+    }
+}
+
+/// Memory charged to a stream until this is dropped.
+#[derive(Debug)]
+pub struct Charge {
+    memory: Arc<Memory>,
+    stream: Arc<Stream>,
+    bytes: u64,
+}
+
+impl Charge {
+    /// A charge of nothing yet.
+    pub fn none(memory: &Arc<Memory>, stream: &Arc<Stream>) -> Self {
+        Self { memory: Arc::clone(memory), stream: Arc::clone(stream), bytes: 0 }
+    }
+
+    /// A charge of `bytes`, made whether there is room or not: for what must be held in any case.
+    pub fn forced(memory: &Arc<Memory>, stream: &Arc<Stream>, bytes: u64) -> Self {
+        let mut charge = Self::none(memory, stream);
+        charge.set(bytes);
+        charge
+    }
+
+    /// The stream that is charged.
+    pub fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+
+    /// Adds `bytes` if there is room for them.
+    #[must_use]
+    pub fn try_add(&mut self, bytes: u64) -> bool {
+        if !self.memory.has_room(&self.stream.account, bytes) {
+            return false;
+        }
+        self.memory.charge(&self.stream.account, bytes);
+        self.bytes += bytes;
+        true
+    }
+
+    /// Makes the charge `bytes`, whether there is room or not.
+    pub fn set(&mut self, bytes: u64) {
+        if bytes > self.bytes {
+            self.memory.charge(&self.stream.account, bytes - self.bytes);
+        } else {
+            self.memory.release(&self.stream.account, self.bytes - bytes);
+        }
+        self.bytes = bytes;
+    }
+
+    /// Hands the whole charge on and leaves none.
+    pub fn take(&mut self) -> Charge {
+        let bytes = std::mem::take(&mut self.bytes);
+        Charge { memory: Arc::clone(&self.memory), stream: Arc::clone(&self.stream), bytes }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.memory.release(&self.stream.account, self.bytes);
+    }
+}

@@ -1,0 +1,219 @@
+//! Assembly: what is started in which order, and stopped in which. The only module that knows all others.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::admin::{self, Admin, Busy};
+use crate::buffer::Shape;
+use crate::config::{Config, DestinationChoice, ListenAddress};
+use crate::delivery::{Command, Delivery, Parts};
+use crate::destination::Destination;
+use crate::destination::directory::Directory;
+use crate::destination::firehose::{Firehose, FirehoseSettings};
+use crate::drain::{self, Drained};
+use crate::lifecycle::Lifecycle;
+use crate::memory::{Machine, Memory, Plan};
+use crate::metrics::Metrics;
+use crate::net::{self, DriverKind, probe};
+use crate::queue::{Handoff, Returns};
+use crate::shard::{self, Orders, Seat, Shared};
+use crate::stream::Registry;
+
+/// Questions to delivery that may wait for their turn: scrapes, a drain.
+const COMMANDS_WAITING: usize = 64;
+/// How often streams that were idle for an hour are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Runs a relay until it was told to stop and has drained.
+///
+/// # Errors
+/// Where it cannot start: an address is taken, memory is too small, a destination is not usable.
+pub async fn run(config: Config) -> anyhow::Result<Drained> {
+    let plan = Plan::new(&config, Machine::detect())?;
+    let (driver, refused) = probe::choose(config.io)?;
+    if let Some(refused) = refused {
+        warn!("{refused}. Sockets are read with epoll instead, at a higher cost in CPU");
+    }
+    let (listeners, listening) = net::listen(&config.listen, plan.shards, config.takeover)?;
+    let admin_listener = bind_admin(config.admin).await?;
+    let admin_address = admin_listener.local_addr()?;
+
+    let labels: Vec<String> = listening.iter().map(ToString::to_string).collect();
+    let config = Arc::new(config);
+    let metrics = Metrics::new(Instant::now(), plan.shards, labels.clone(), config.max_stream_labels);
+    let destination = Arc::new(open_destination(&config, &metrics).await?);
+    let shared = share(Arc::clone(&config), &plan, metrics, &destination)?;
+    let (delivery, commands) = mpsc::channel(COMMANDS_WAITING);
+    tokio::spawn(Delivery::new(parts(&shared, &destination)).run(commands));
+    let lifecycle = Arc::new(Lifecycle::default());
+    let admin = Arc::new(Admin {
+        shared: Arc::clone(&shared),
+        destination,
+        delivery: delivery.clone(),
+        lifecycle: Arc::clone(&lifecycle),
+        plan: plan.clone(),
+        driver: driver.label(),
+        busy: Mutex::new(Busy::new(plan.shards)),
+    });
+    let served = tokio::spawn(async move { axum::serve(admin_listener, admin::router(admin)).await });
+
+    let threads = start_shards(listeners, driver, &plan, &shared)?;
+    lifecycle.ready();
+    info!(
+        "ready listen={} admin={admin_address} destination={} io={} shards={} linger={:?} memory={}MiB",
+        labels.join(","),
+        config.destination,
+        driver.label(),
+        plan.shards,
+        config.linger,
+        plan.total >> 20,
+    );
+    let housekeeping = tokio::spawn(sweep_idle(Arc::clone(&shared), delivery.clone()));
+
+    let drained = wait_and_drain(&shared, &delivery, &lifecycle).await?;
+    housekeeping.abort();
+    served.abort();
+    for thread in threads {
+        if thread.join().is_err() {
+            error!("a shard ended in a panic");
+        }
+    }
+    remove_sockets(&listening);
+    Ok(drained)
+}
+
+async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot serve the admin endpoints on {address}; set --admin to an address that is free")
+    })
+}
+
+async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<Destination> {
+    Ok(match &config.destination {
+        DestinationChoice::Null => Destination::Null,
+        DestinationChoice::Directory(root) => {
+            Destination::Directory(Directory::open(root, &instance(), Arc::clone(&metrics.fsync_duration))?)
+        }
+        DestinationChoice::Firehose => Destination::Firehose(
+            Firehose::connect(FirehoseSettings {
+                endpoint_url: config.endpoint_url.clone(),
+                region: config.region.clone(),
+                call_timeout: config.call_timeout,
+                connect_timeout: config.connect_timeout,
+                max_idle_connections: config.max_calls,
+            })
+            .await?,
+        ),
+    })
+}
+
+/// A name for this process that no other of any host is likely to have: it stands in file names.
+fn instance() -> String {
+    format!("{:08x}", fastrand::u32(..))
+}
+
+fn share(config: Arc<Config>, plan: &Plan, metrics: Arc<Metrics>, destination: &Destination) -> io::Result<Arc<Shared>> {
+    let memory = Memory::new(plan);
+    let returns = (0..plan.shards).map(|_| Returns::new()).collect::<io::Result<Arc<[Returns]>>>()?;
+    Ok(Arc::new(Shared {
+        shape: Shape::new(destination.encoding(), &memory),
+        registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
+        handoff: Arc::new(Handoff::default()),
+        orders: Orders::default(),
+        connections_max: plan.connections_max,
+        connections: AtomicUsize::new(0),
+        config,
+        metrics,
+        memory,
+        returns,
+    }))
+}
+
+fn parts(shared: &Shared, destination: &Arc<Destination>) -> Parts {
+    Parts {
+        config: Arc::clone(&shared.config),
+        destination: Arc::clone(destination),
+        memory: Arc::clone(&shared.memory),
+        metrics: Arc::clone(&shared.metrics),
+        handoff: Arc::clone(&shared.handoff),
+        returns: Arc::clone(&shared.returns),
+    }
+}
+
+/// Starts one thread a shard. A shard that fails takes the process with it: half a relay would lose events.
+fn start_shards(
+    listeners: Vec<Vec<std::os::fd::OwnedFd>>,
+    driver: DriverKind,
+    plan: &Plan,
+    shared: &Arc<Shared>,
+) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let mut threads = Vec::with_capacity(listeners.len());
+    for (index, listeners) in listeners.into_iter().enumerate() {
+        // More shards than CPUs are left to the scheduler.
+        let core = cores.get(index).copied().filter(|_| plan.shards <= cores.len());
+        let seat = Seat { index, core, listeners, driver, receive_bytes: plan.receive_bytes };
+        let shared = Arc::clone(shared);
+        let body = move || {
+            if let Err(error) = shard::run(seat, shared) {
+                error!("shard {index} failed, and the process ends with it: {error}");
+                std::process::exit(1);
+            }
+        };
+        threads.push(std::thread::Builder::new().name(format!("shard-{index}")).spawn(body)?);
+    }
+    Ok(threads)
+}
+
+async fn sweep_idle(shared: Arc<Shared>, delivery: mpsc::Sender<Command>) {
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        interval.tick().await;
+        shared.orders.sweep(&shared.returns);
+        if delivery.send(Command::Sweep).await.is_err() {
+            return;
+        }
+        shared.registry.sweep();
+    }
+}
+
+/// Waits to be told, then drains. SIGTERM and SIGINT tell, as does `POST /drain`; the second signal hurries.
+async fn wait_and_drain(shared: &Arc<Shared>, delivery: &mpsc::Sender<Command>, lifecycle: &Lifecycle) -> io::Result<Drained> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: draining"),
+        _ = interrupt.recv() => info!("SIGINT: draining"),
+        () = lifecycle.drain_asked() => info!("asked to drain"),
+    }
+    lifecycle.draining();
+    let hurry = async {
+        tokio::select! {
+            _ = terminate.recv() => (),
+            _ = interrupt.recv() => (),
+        }
+    };
+    tokio::pin!(hurry);
+    tokio::select! {
+        () = tokio::time::sleep(shared.config.pre_drain_delay) => (),
+        () = &mut hurry => info!("a signal again: pre_drain_delay is cut short"),
+    }
+    Ok(drain::drain(shared, delivery, hurry).await)
+}
+
+fn remove_sockets(listening: &[ListenAddress]) {
+    for address in listening {
+        if let ListenAddress::Unix(path) = address {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

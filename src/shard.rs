@@ -1,0 +1,234 @@
+//! A shard: one pinned thread that reads its connections, cuts frames, gathers events in stream buffers and
+//! seals batches. No locks, no async; after start-up nothing is allocated, logged or timed per event.
+//!
+//! It meets delivery only in `queue`. [`run`] is the loop; `shard::intake` is what happens to bytes;
+//! `shard::reading` decides how much of each connection is read.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::buffer::Shape;
+use crate::config::Config;
+use crate::linger::Wheel;
+use crate::memory::Memory;
+use crate::metrics::Metrics;
+use crate::net::{Driver, DriverKind, Reaped};
+use crate::queue::{Handoff, Returns};
+use crate::stream::Registry;
+
+mod intake;
+mod reading;
+
+use self::intake::Intake;
+
+/// A read of fewer bytes on average than this comes from writers of single lines.
+const SMALL_READ_MEAN_BYTES: u64 = 4 * 1024;
+/// How long a shard lets such reads gather. Never noticed behind `linger`, whose least value is ten times this.
+const GATHER_PAUSE: Duration = Duration::from_micros(950);
+/// How often a shard looks after connections that wait for memory, beside being woken for it.
+const WAITING_CHECK: Duration = Duration::from_millis(100);
+/// While draining, a connection at the boundary of a frame that was quiet for so long is closed.
+const DRAIN_QUIET: Duration = Duration::from_millis(200);
+
+/// What all shards share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// The limit on memory.
+    pub memory: Arc<Memory>,
+    /// Streams by name.
+    pub registry: Arc<Registry>,
+    /// Where batches go.
+    pub handoff: Arc<Handoff>,
+    /// Where outcomes and bells come from, one a shard.
+    pub returns: Arc<[Returns]>,
+    /// How stream buffers are built.
+    pub shape: Shape,
+    /// What the shards are to do.
+    pub orders: Orders,
+    /// Connections accepted at most, over all shards.
+    pub connections_max: usize,
+    /// Connections open now, over all shards.
+    pub connections: AtomicUsize,
+}
+
+/// What shards are told, and what they tell back.
+#[derive(Debug, Default)]
+pub struct Orders {
+    phase: AtomicU8,
+    /// Shards that have sealed all and read nothing any more.
+    quiet: AtomicUsize,
+    quieter: tokio::sync::Notify,
+    /// How often every shard has been asked to forget idle streams.
+    sweeps: AtomicUsize,
+}
+
+/// What the shards do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Accept and read.
+    Serve = 0,
+    /// Accept no more, read every connection out, seal.
+    Drain = 1,
+    /// Close what is still open and seal.
+    Close = 2,
+    /// End the thread.
+    Stop = 3,
+}
+
+impl Orders {
+    /// What the shards are to do now.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Serve,
+            1 => Phase::Drain,
+            2 => Phase::Close,
+            _ => Phase::Stop,
+        }
+    }
+
+    /// Tells every shard to go on to a phase.
+    pub fn advance(&self, phase: Phase, returns: &[Returns]) {
+        self.phase.store(phase as u8, Ordering::Release);
+        returns.iter().for_each(|shard| shard.bell.ring());
+    }
+
+    /// Tells every shard to forget the streams that have been idle for long.
+    pub fn sweep(&self, returns: &[Returns]) {
+        self.sweeps.fetch_add(1, Ordering::AcqRel);
+        returns.iter().for_each(|shard| shard.bell.ring());
+    }
+
+    /// How many shards are done with reading.
+    pub fn quiet(&self) -> usize {
+        self.quiet.load(Ordering::Acquire)
+    }
+
+    /// Resolves when another shard has become quiet.
+    pub async fn quieter(&self) {
+        self.quieter.notified().await;
+    }
+
+    fn one_more_quiet(&self) {
+        self.quiet.fetch_add(1, Ordering::AcqRel);
+        self.quieter.notify_one();
+    }
+}
+
+/// One shard's part of the start.
+#[derive(Debug)]
+pub struct Seat {
+    /// Its number, from 0.
+    pub index: usize,
+    /// The CPU that it is pinned to, where there are enough of them.
+    pub core: Option<core_affinity::CoreId>,
+    /// Its own listening sockets.
+    pub listeners: Vec<OwnedFd>,
+    /// Which driver it uses.
+    pub driver: DriverKind,
+    /// Bytes of receive buffers.
+    pub receive_bytes: usize,
+}
+
+/// Runs one shard on the calling thread until it is told to stop.
+///
+/// # Errors
+/// Where the driver fails in a way that nothing mends.
+pub fn run(seat: Seat, shared: Arc<Shared>) -> io::Result<()> {
+    if let Some(core) = seat.core {
+        core_affinity::set_for_current(core);
+    }
+    let returns = Arc::clone(&shared.returns);
+    let driver = Driver::new(seat.driver, seat.listeners, returns, seat.index, seat.receive_bytes)?;
+    Shard::new(seat.index, driver, shared).run()
+}
+
+/// The state of one shard.
+struct Shard {
+    driver: Driver,
+    intake: Intake,
+    phase: Phase,
+    sweeps: usize,
+    pause: Duration,
+    is_quiet: bool,
+    draining_since: Option<Instant>,
+}
+
+impl Shard {
+    fn new(index: usize, driver: Driver, shared: Arc<Shared>) -> Self {
+        let wheel = Wheel::new(shared.metrics.epoch, shared.config.linger);
+        let intake = Intake::new(index, wheel, shared);
+        Self { driver, intake, phase: Phase::Serve, sweeps: 0, pause: Duration::ZERO, is_quiet: false, draining_since: None }
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        let mut woke = Instant::now();
+        loop {
+            let busy = woke.elapsed();
+            self.intake.counters().busy_nanoseconds.add(u64::try_from(busy.as_nanos()).unwrap_or(0));
+            let timeout = self.timeout(Instant::now());
+            let reaped = self.driver.wait(timeout, self.pause, &mut self.intake)?;
+            woke = Instant::now();
+            self.pause = pause_after(reaped);
+            self.intake.turn(woke);
+            self.obey();
+            self.intake.apply(&mut self.driver);
+            if self.phase == Phase::Stop {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How long nothing needs to be done unless something comes.
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        let due = self.intake.next_due().map(|due| due.saturating_duration_since(now));
+        let waiting = self.intake.has_waiting().then_some(WAITING_CHECK);
+        let draining = (self.phase > Phase::Serve && !self.is_quiet).then_some(DRAIN_QUIET / 4);
+        [due, waiting, draining].into_iter().flatten().min()
+    }
+
+    /// Does what the process wants of all shards.
+    fn obey(&mut self) {
+        let phase = self.intake.orders().phase();
+        if phase > self.phase {
+            self.enter(phase);
+        }
+        if self.phase > Phase::Serve && !self.is_quiet {
+            let quiet = if self.phase == Phase::Drain { DRAIN_QUIET } else { Duration::ZERO };
+            self.intake.close_quiet(quiet);
+            // Connections that were accepted just before listening stopped may still be on their way here.
+            let settled = self.draining_since.is_some_and(|since| since.elapsed() >= quiet);
+            if self.intake.is_done() && settled {
+                self.is_quiet = true;
+                self.intake.seal_all();
+                self.intake.orders().one_more_quiet();
+            }
+        }
+        let sweeps = self.intake.orders().sweeps.load(Ordering::Acquire);
+        if sweeps != self.sweeps {
+            self.sweeps = sweeps;
+            self.intake.sweep();
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        if self.phase == Phase::Serve {
+            self.draining_since = Some(Instant::now());
+            self.driver.stop_listening(&mut self.intake);
+            self.intake.shut_down_writing();
+        }
+        self.phase = phase;
+    }
+}
+
+/// Reads of single lines are worth waiting for: they cost several times less when they come together.
+fn pause_after(reaped: Reaped) -> Duration {
+    let is_small = reaped.reads > 0 && reaped.bytes / reaped.reads < SMALL_READ_MEAN_BYTES;
+    if is_small { GATHER_PAUSE } else { Duration::ZERO }
+}

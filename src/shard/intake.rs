@@ -1,0 +1,521 @@
+//! What happens to the bytes of one shard: connection → frame → stream buffer → sealed batch. The driver calls
+//! it with bytes; what it wants done to the driver it notes down, and `apply` does it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use crate::batch::BatchId;
+use crate::buffer::{Append, Buffer};
+use crate::config::OnFull;
+use crate::connection::{Connection, Cut, Taken};
+use crate::frame::{self, Frame, Reject, STREAM_NAME_BYTES_MAX};
+use crate::linger::Wheel;
+use crate::metrics::{Drop, Place, ShardCell, ShardCounters};
+use crate::net::{Driver, End, Handler, Key, Reading};
+use crate::stream::Stream;
+
+use super::reading::Pressure;
+use super::{Orders, Shared};
+
+/// Answers to control frames that a connection may leave unread; then it is not read until it reads.
+const ANSWERS_BYTES_MAX: usize = 64 * 80;
+/// A blocked connection goes on once there is this much room, so that it does not go on for a single event.
+const RESUME_BYTES: usize = 16 * 1024;
+/// A stream that received nothing for so long gives its place on the shard up.
+const IDLE_STREAM: Duration = Duration::from_secs(3600);
+
+/// One connection of the shard.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) connection: Connection,
+    pub(super) listener: usize,
+    /// What the driver was last told.
+    pub(super) reading: Reading,
+    /// Bytes charged to the partial share.
+    pub(super) charged: usize,
+    pub(super) last_data: Instant,
+    pub(super) blocked_on: Option<Block>,
+    has_sent: bool,
+    ended: bool,
+    answers_bytes: usize,
+    /// The stream of the last frame: a connection often repeats one.
+    last_stream: Option<u32>,
+}
+
+/// What a blocked connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Block {
+    /// Memory for a stream, and how much.
+    Memory { stream: u32, bytes: usize },
+    /// The peer to read its answers.
+    Answers,
+}
+
+/// One stream on this shard.
+#[derive(Debug)]
+struct Local {
+    stream: Arc<Stream>,
+    buffer: Buffer,
+    used_at: Instant,
+}
+
+impl Local {
+    fn cell(&self, shard: usize) -> &ShardCell {
+        &self.stream.label.shards[shard]
+    }
+}
+
+/// What is to be done to the driver.
+#[derive(Debug)]
+enum Action {
+    Read(Key, Reading),
+    Answer(Key, Vec<u8>),
+    ShutDownWriting(Key),
+    Close(Key),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Intake {
+    shared: Arc<Shared>,
+    shard: usize,
+    now: Instant,
+    pub(super) peers: Vec<Option<Peer>>,
+    peers_open: usize,
+    names: HashMap<Box<[u8]>, u32, foldhash::fast::RandomState>,
+    streams: Vec<Option<Local>>,
+    streams_free: Vec<u32>,
+    wheel: Wheel,
+    sequence: u64,
+    actions: Vec<Action>,
+    pub(super) pressure: Pressure,
+    /// Connections that are blocked.
+    blocked: Vec<Key>,
+    draining: bool,
+    accept_failed_at: Option<Instant>,
+}
+
+impl Intake {
+    pub(super) fn new(shard: usize, wheel: Wheel, shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            shard,
+            now: Instant::now(),
+            peers: Vec::new(),
+            peers_open: 0,
+            names: HashMap::default(),
+            streams: Vec::new(),
+            streams_free: Vec::new(),
+            wheel,
+            sequence: 0,
+            actions: Vec::new(),
+            pressure: Pressure::default(),
+            blocked: Vec::new(),
+            draining: false,
+            accept_failed_at: None,
+        }
+    }
+
+    pub(super) fn counters(&self) -> &ShardCounters {
+        &self.shared.metrics.shards[self.shard]
+    }
+
+    pub(super) fn orders(&self) -> &Orders {
+        &self.shared.orders
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// When the next stream is to be sealed.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.wheel.next_due()
+    }
+
+    /// Whether connections wait for memory.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.blocked.is_empty() || self.pressure.is_on()
+    }
+
+    /// Whether every connection is closed and every driver action taken.
+    pub(super) fn is_done(&self) -> bool {
+        self.peers_open == 0
+    }
+
+    /// Everything that is done once after each wait: seal what is due, let blocked connections go on.
+    pub(super) fn turn(&mut self, now: Instant) {
+        self.now = now;
+        let mut due = Vec::new();
+        self.wheel.take_due(now, |index| due.push(index));
+        for index in due {
+            self.seal(index);
+        }
+        while self.shared.returns[self.shard].pop().is_some() {
+            // Nobody waits for outcomes yet: a synchronising connection will.
+        }
+        self.resume_blocked();
+        self.relieve();
+    }
+
+    /// Does to the driver what was noted down.
+    pub(super) fn apply(&mut self, driver: &mut Driver) {
+        for action in self.actions.drain(..) {
+            match action {
+                Action::Read(key, reading) => driver.set_reading(key, reading),
+                Action::Answer(key, answer) => driver.send(key, &answer),
+                Action::ShutDownWriting(key) => driver.shut_down_writing(key),
+                Action::Close(key) => driver.close(key),
+            }
+        }
+    }
+
+    pub(super) fn note_reading(&mut self, key: Key, reading: Reading) {
+        self.actions.push(Action::Read(key, reading));
+    }
+
+    /// Tells every peer that no answer will come any more; from now on quiet connections are closed.
+    pub(super) fn shut_down_writing(&mut self) {
+        self.draining = true;
+        for key in self.keys() {
+            self.actions.push(Action::ShutDownWriting(key));
+        }
+    }
+
+    /// Closes the connections that stand at the boundary of a frame and were quiet for `quiet`; with zero, all.
+    pub(super) fn close_quiet(&mut self, quiet: Duration) {
+        for key in self.keys() {
+            let Some(peer) = self.peers[key as usize].as_ref() else { continue };
+            let is_quiet = peer.connection.is_at_boundary() && self.now.saturating_duration_since(peer.last_data) >= quiet;
+            if is_quiet || quiet.is_zero() {
+                self.close(key);
+            }
+        }
+    }
+
+    pub(super) fn seal_all(&mut self) {
+        for index in 0..self.streams.len() {
+            self.seal(index as u32);
+        }
+    }
+
+    /// Forgets the streams that were idle for long.
+    pub(super) fn sweep(&mut self) {
+        for index in 0..self.streams.len() {
+            let idle = self.streams[index].as_ref().is_some_and(|local| {
+                local.buffer.is_empty() && self.now.saturating_duration_since(local.used_at) > IDLE_STREAM
+            });
+            if idle && let Some(local) = self.streams[index].take() {
+                self.names.remove(local.stream.name.as_bytes());
+                self.streams_free.push(index as u32);
+                for peer in self.peers.iter_mut().flatten() {
+                    peer.last_stream = None;
+                }
+            }
+        }
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        let open = self.peers.iter().enumerate().filter(|(_, peer)| peer.is_some());
+        open.map(|(key, _)| key as Key).collect()
+    }
+
+    /// Runs the bytes of one connection through framing.
+    fn feed(&mut self, key: Key, bytes: Option<&[u8]>) {
+        let Some(mut peer) = self.peers[key as usize].take() else { return };
+        let was_blocked = peer.blocked_on.is_some();
+        if bytes.is_none() {
+            peer.blocked_on = None;
+        }
+        let mut connection = std::mem::replace(&mut peer.connection, Connection::new(0));
+        let mut offer = |cut: Cut<'_>| self.offer(key, &mut peer, cut);
+        let taken = match bytes {
+            Some(bytes) => connection.feed(bytes, &mut offer),
+            None => connection.resume(&mut offer),
+        };
+        peer.connection = connection;
+        if taken == Taken::Blocked && !was_blocked {
+            self.blocked.push(key);
+            self.shared.memory.add_waiting();
+        }
+        self.peers[key as usize] = Some(peer);
+        self.charge_partial(key);
+        self.set_reading(key);
+    }
+
+    /// Lets blocked connections go on where there is room now.
+    fn resume_blocked(&mut self) {
+        for key in std::mem::take(&mut self.blocked) {
+            if !self.can_resume(key) {
+                self.blocked.push(key);
+                continue;
+            }
+            self.feed(key, None);
+            let Some(peer) = self.peers[key as usize].as_ref() else { continue };
+            if peer.blocked_on.is_some() {
+                self.blocked.push(key);
+                continue;
+            }
+            self.shared.memory.remove_waiting();
+            if peer.ended {
+                self.close(key);
+            }
+        }
+    }
+
+    fn can_resume(&self, key: Key) -> bool {
+        let Some(peer) = self.peers[key as usize].as_ref() else { return false };
+        match peer.blocked_on {
+            Some(Block::Memory { stream, bytes }) => self.has_room(stream, bytes),
+            Some(Block::Answers) => peer.answers_bytes == 0,
+            None => true,
+        }
+    }
+
+    fn has_room(&self, stream: u32, bytes: usize) -> bool {
+        let Some(local) = self.streams[stream as usize].as_ref() else { return true };
+        let may_drop = local.stream.parked.load(Relaxed);
+        may_drop || self.shared.memory.has_room(&local.stream.account, bytes as u64)
+    }
+
+    /// Takes one line, or says that there is no room for it.
+    #[inline]
+    fn offer(&mut self, key: Key, peer: &mut Peer, cut: Cut<'_>) -> Taken {
+        let Cut::Line(line) = cut else { return self.reject(Reject::TooLong) };
+        match frame::parse(line, self.shared.config.frame_bytes_max) {
+            Ok(Frame::Event { stream, payload }) => match self.find(stream, peer) {
+                Ok(index) => self.gather(index, payload, peer),
+                Err(reason) => self.reject(reason),
+            },
+            Ok(Frame::Control(control)) => self.control(key, peer, control),
+            Err(reason) => self.reject(reason),
+        }
+    }
+
+    fn reject(&mut self, reason: Reject) -> Taken {
+        self.counters().rejected[reason as usize].add(1);
+        Taken::Yes
+    }
+
+    /// The stream of a name: that of the last frame, one that is known here, or a new one.
+    #[inline]
+    fn find(&mut self, name: &[u8], peer: &mut Peer) -> Result<u32, Reject> {
+        if let Some(last) = peer.last_stream
+            && self.streams[last as usize].as_ref().is_some_and(|local| local.stream.name.as_bytes() == name)
+        {
+            return Ok(last);
+        }
+        let index = match self.names.get(name) {
+            Some(index) => *index,
+            None => self.meet(name)?,
+        };
+        peer.last_stream = Some(index);
+        Ok(index)
+    }
+
+    #[cold]
+    fn meet(&mut self, name: &[u8]) -> Result<u32, Reject> {
+        let stream = self.shared.registry.resolve(name)?;
+        let buffer = Buffer::new(self.shared.shape, &self.shared.memory, &stream);
+        let local = Some(Local { stream, buffer, used_at: self.now });
+        let index = if let Some(index) = self.streams_free.pop() {
+            self.streams[index as usize] = local;
+            index
+        } else {
+            self.streams.push(local);
+            u32::try_from(self.streams.len() - 1).expect("max_streams is far below 2^32")
+        };
+        self.names.insert(name.into(), index);
+        Ok(index)
+    }
+
+    /// Appends an event to its stream's buffer, sealing it first where it is full.
+    #[inline]
+    fn gather(&mut self, index: u32, payload: &[u8], peer: &mut Peer) -> Taken {
+        // Two turns at most: a buffer that was sealed is empty, and an empty one takes the line or has no memory.
+        for _ in 0..2 {
+            let local = self.streams[index as usize].as_mut().expect("a known name has a stream");
+            let was_empty = local.buffer.is_empty();
+            match local.buffer.append(payload, self.now, &self.shared.memory) {
+                Append::Done => {
+                    let cell = local.cell(self.shard);
+                    cell.received.add(1);
+                    cell.open.add(1);
+                    if was_empty {
+                        self.opened_buffer(index);
+                    }
+                    return Taken::Yes;
+                }
+                // What is open can go home only once it is sealed.
+                Append::Full if was_empty => break,
+                Append::SealFirst | Append::Full => self.seal(index),
+            }
+        }
+        self.full(index, payload.len(), peer)
+    }
+
+    fn opened_buffer(&mut self, index: u32) {
+        let since = self.now.saturating_duration_since(self.shared.metrics.epoch).as_nanos();
+        let local = self.streams[index as usize].as_mut().expect("a known name has a stream");
+        local.used_at = self.now;
+        let cell = local.cell(self.shard);
+        if cell.open_since.get() == 0 {
+            cell.open_since.set(u64::try_from(since).unwrap_or(u64::MAX).max(1));
+        }
+        self.wheel.add(local.stream.phase, index);
+    }
+
+    /// A stream is at its cap: drop the event, or have its connection wait.
+    #[cold]
+    fn full(&mut self, index: u32, bytes: usize, peer: &mut Peer) -> Taken {
+        let local = self.streams[index as usize].as_ref().expect("a known name has a stream");
+        let reason = match local.stream.on_full {
+            _ if local.stream.parked.load(Relaxed) => Drop::Parked,
+            OnFull::Drop => Drop::Memory,
+            OnFull::Wait => {
+                peer.blocked_on = Some(Block::Memory { stream: index, bytes: bytes.max(RESUME_BYTES) });
+                return Taken::Blocked;
+            }
+        };
+        local.cell(self.shard).received.add(1);
+        local.stream.label.dropped(1, reason);
+        Taken::Yes
+    }
+
+    fn seal(&mut self, index: u32) {
+        let Some(local) = self.streams[index as usize].as_mut() else { return };
+        let id = BatchId { shard: self.shard as u16, sequence: self.sequence };
+        let Some(batch) = local.buffer.seal(id, self.now) else { return };
+        self.sequence += 1;
+        let events = batch.ticket.events;
+        local.stream.label.enter(events, Place::Queued);
+        let cell = local.cell(self.shard);
+        cell.open.sub(events);
+        if cell.open.get() == 0 {
+            cell.open_since.set(0);
+        }
+        self.shared.handoff.push(batch);
+    }
+
+    /// Answers a control frame. An old client never sees this, since `!` is no stream character.
+    fn control(&mut self, key: Key, peer: &mut Peer, control: &[u8]) -> Taken {
+        if peer.answers_bytes > ANSWERS_BYTES_MAX {
+            peer.blocked_on = Some(Block::Answers);
+            return Taken::Blocked;
+        }
+        let answer = match control {
+            b"ping" => b"!pong\n".to_vec(),
+            b"hello" => b"!hello sync_at=none\n".to_vec(),
+            _ => {
+                self.reject(Reject::BadControl);
+                let verb = control.split(|octet| *octet == b' ').next().unwrap_or_default();
+                let verb = &verb[..verb.len().min(STREAM_NAME_BYTES_MAX)];
+                format!("!error unknown verb {}\n", verb.escape_ascii()).into_bytes()
+            }
+        };
+        if !self.draining {
+            peer.answers_bytes += answer.len();
+            self.actions.push(Action::Answer(key, answer));
+        }
+        Taken::Yes
+    }
+
+    /// Closes a connection and gives back all that it held.
+    pub(super) fn close(&mut self, key: Key) {
+        let Some(peer) = self.peers[key as usize].take() else { return };
+        if peer.blocked_on.is_some() {
+            self.blocked.retain(|blocked| *blocked != key);
+            self.shared.memory.remove_waiting();
+        }
+        if !peer.connection.is_at_boundary() {
+            self.reject(Reject::Truncated);
+        }
+        self.shared.memory.move_partial(peer.charged as u64, 0);
+        if peer.reading == Reading::Paused {
+            self.counters().paused.sub(1);
+        }
+        self.pressure.forget(key);
+        self.shared.metrics.connections[peer.listener][self.shard].sub(1);
+        self.shared.connections.fetch_sub(1, Relaxed);
+        self.peers_open -= 1;
+        self.actions.push(Action::Close(key));
+    }
+}
+
+impl Handler for Intake {
+    fn opened(&mut self, key: Key, listener: usize) {
+        let index = key as usize;
+        if self.peers.len() <= index {
+            self.peers.resize_with(index + 1, || None);
+        }
+        self.counters().opened.add(1);
+        if self.shared.connections.load(Relaxed) >= self.shared.connections_max {
+            self.counters().refused.add(1);
+            self.actions.push(Action::Close(key));
+            return;
+        }
+        self.shared.connections.fetch_add(1, Relaxed);
+        self.shared.metrics.connections[listener][self.shard].add(1);
+        self.peers_open += 1;
+        // A line is a name, a space, a payload and its LF.
+        let line_bytes_max = STREAM_NAME_BYTES_MAX + 1 + self.shared.config.frame_bytes_max + 1;
+        self.peers[index] = Some(Peer {
+            connection: Connection::new(line_bytes_max),
+            listener,
+            reading: Reading::Full,
+            charged: 0,
+            last_data: Instant::now(),
+            blocked_on: None,
+            has_sent: false,
+            ended: false,
+            answers_bytes: 0,
+            last_stream: None,
+        });
+        self.set_reading(key);
+    }
+
+    fn data(&mut self, key: Key, bytes: &[u8]) {
+        self.counters().received_bytes.add(bytes.len() as u64);
+        if let Some(peer) = self.peers[key as usize].as_mut() {
+            peer.has_sent = true;
+            peer.last_data = self.now;
+            self.feed(key, Some(bytes));
+        }
+    }
+
+    fn ended(&mut self, key: Key, end: End) {
+        let Some(peer) = self.peers[key as usize].as_mut() else { return };
+        peer.ended = true;
+        let (has_sent, is_blocked) = (peer.has_sent, peer.connection.is_blocked());
+        match end {
+            End::Failed => self.counters().failed.add(1),
+            End::Closed if !has_sent => self.counters().health_probes.add(1),
+            End::Closed => (),
+        }
+        // What a blocked connection has sent is still to be taken; it is closed when that is done.
+        if !is_blocked {
+            self.close(key);
+        }
+    }
+
+    fn sent(&mut self, key: Key, bytes: usize) {
+        if let Some(peer) = self.peers[key as usize].as_mut() {
+            peer.answers_bytes = peer.answers_bytes.saturating_sub(bytes);
+        }
+    }
+
+    fn accept_failed(&mut self, error: &io::Error) {
+        let due = self.accept_failed_at.is_none_or(|at| self.now - at > Duration::from_secs(30));
+        if due {
+            self.accept_failed_at = Some(self.now);
+            tracing::warn!("connections cannot be accepted, which is tried again ten times a second: {error}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Streams: what all shards and delivery share of one, and the registry that knows them by name. The bytes a
+//! shard gathers for a stream are not here but in `buffer`.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::{Config, OnFull, Packing};
+use crate::frame::{self, Reject};
+use crate::linger;
+use crate::memory::Account;
+use crate::metrics::{Label, Metrics};
+
+/// What is shared of one stream.
+#[derive(Debug)]
+pub struct Stream {
+    /// Never used twice in one process, even for the same name.
+    pub id: u64,
+    /// The name in the frame.
+    pub name: Arc<str>,
+    /// Where its instants lie within `linger`; the same on every shard.
+    pub phase: usize,
+    /// The counters that it counts in.
+    pub label: Arc<Label>,
+    /// How its events are packed into records.
+    pub packing: Packing,
+    /// What happens at its memory cap.
+    pub on_full: OnFull,
+    /// The delivery streams that it is delivered to, at least one.
+    pub delivery_streams: Box<[Arc<str>]>,
+    /// The memory that it holds.
+    pub account: Account,
+    /// Set by delivery while every one of its lanes is parked by a permanent refusal.
+    pub parked: AtomicBool,
+}
+
+/// Every stream that is known, by name.
+#[derive(Debug)]
+pub struct Registry {
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    next_id: AtomicU64,
+    streams: Mutex<HashMap<Box<[u8]>, Arc<Stream>, foldhash::fast::RandomState>>,
+}
+
+impl Registry {
+    /// A registry that knows no stream yet. The configured streams get their labels first.
+    pub fn new(config: Arc<Config>, metrics: Arc<Metrics>) -> Self {
+        for name in config.streams.keys() {
+            metrics.label(name);
+        }
+        Self { config, metrics, next_id: AtomicU64::new(0), streams: Mutex::default() }
+    }
+
+    /// The stream of a name that a shard sees for the first time.
+    ///
+    /// # Errors
+    /// Where the name is not allowed, not configured although it must be, or one too many.
+    pub fn resolve(&self, name: &[u8]) -> Result<Arc<Stream>, Reject> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = streams.get(name) {
+            return Ok(Arc::clone(stream));
+        }
+        if !frame::is_stream_name(name) {
+            return Err(Reject::BadName);
+        }
+        let text = std::str::from_utf8(name).expect("a stream name is ASCII");
+        if self.config.only_configured_streams && !self.config.streams.contains_key(text) {
+            return Err(Reject::UnknownStream);
+        }
+        if streams.len() >= self.config.max_streams {
+            return Err(Reject::TooManyStreams);
+        }
+        let stream = Arc::new(self.create(text));
+        streams.insert(name.into(), Arc::clone(&stream));
+        Ok(stream)
+    }
+
+    /// Forgets the streams that nobody but the registry holds any more: idle, empty, swept by every shard.
+    pub fn sweep(&self) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|_, stream| Arc::strong_count(stream) > 1);
+    }
+
+    /// The streams known now.
+    pub fn streams(&self) -> Vec<Arc<Stream>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn create(&self, name: &str) -> Stream {
+        let config = &self.config;
+        let configured = config.streams.get(name);
+        let mapped = configured.map_or(&[][..], |stream| &stream.delivery_streams);
+        let delivery_streams = if mapped.is_empty() {
+            Box::new([config.delivery_stream.replace("{stream}", name).into()]) as Box<[Arc<str>]>
+        } else {
+            mapped.iter().map(|name| name.as_str().into()).collect()
+        };
+        Stream {
+            id: self.next_id.fetch_add(1, Relaxed),
+            name: name.into(),
+            phase: phase(name),
+            label: self.metrics.label(name),
+            packing: configured.map_or(config.packing, |stream| stream.packing),
+            on_full: configured.map_or(config.on_full, |stream| stream.on_full),
+            delivery_streams,
+            account: Account::default(),
+            parked: AtomicBool::new(false),
+        }
+    }
+}
+
+/// A stream's slot on the wheel of `linger`: from its name alone, so that it is the same on every shard.
+fn phase(name: &str) -> usize {
+    let hash = foldhash::fast::FixedState::with_seed(0).hash_one(name);
+    usize::try_from(hash % linger::SLOTS as u64).expect("a remainder of 256 fits")
+}
