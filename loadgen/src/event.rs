@@ -158,7 +158,8 @@ fn check_sum(stream: StreamSeed, payload: &[u8]) -> u32 {
 /// SplitMix64 over what names an event: sizes and fillers do not depend on timing.
 #[inline]
 fn mix(seed: u64, connection: u32, index: u64) -> u64 {
-    let mut z = seed ^ (u64::from(connection) << SEQUENCE_BITS).wrapping_add(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut z = seed
+        ^ (u64::from(connection) << SEQUENCE_BITS).wrapping_add(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
@@ -226,7 +227,9 @@ mod tests {
             assert_eq!(hex8(number), format!("{number:08x}").as_bytes());
             assert_eq!(unhex8(hex8(number)), Some(number));
         }
-        for bad in [b"0000000g", b"0000000G", b"0000000A", b"0000000/", b"0000000:", b" 0000000", b"0000\n000"] {
+        for bad in
+            [b"0000000g", b"0000000G", b"0000000A", b"0000000/", b"0000000:", b" 0000000", b"0000\n000"]
+        {
             assert_eq!(unhex8(*bad), None, "{}", String::from_utf8_lossy(bad));
         }
     }

@@ -9,18 +9,23 @@
 //! - [`send`]: the sender.
 //! - [`sink`]: a Firehose-compatible endpoint that checks, counts and fails on purpose.
 //! - [`report`], [`progress`]: tables and a bar for people.
+//! - [`run`]: sink, relay and sender together, verified.
 //! - [`units`]: how numbers are written.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod event;
 pub mod progress;
 pub mod report;
+pub mod run;
 pub mod schedule;
 pub mod send;
 pub mod sink;
 pub mod units;
 
-/// Binds this thread to one CPU. Where that is not allowed, the thread stays where it may run, with a warning.
-pub fn pin_to(cpu: usize) {
+/// Binds this thread to a CPU, if one is given. Where that is not allowed, it stays where it is, with a warning.
+pub fn pin_to(cpu: Option<usize>) {
+    let Some(cpu) = cpu else { return };
     if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
         eprintln!("this thread could not be bound to CPU {cpu}; it runs unbound");
     }

@@ -9,10 +9,14 @@ use clap::{Parser, Subcommand};
 use loadgen::progress::Follower;
 use loadgen::send::{Load, Plan, Progress, Target, send};
 use loadgen::sink::{Settings, Sink};
-use loadgen::{report, write_json};
+use loadgen::{report, run, write_json};
 
 #[derive(Parser)]
-#[command(name = "loadgen", version, about = "Loads an event relay, plays the service behind it, and verifies every event")]
+#[command(
+    name = "loadgen",
+    version,
+    about = "Loads an event relay, plays the service behind it, and verifies every event"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -21,9 +25,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Sends generated events over TCP or a Unix socket.
-    Send(SendArguments),
+    Send(Box<SendArguments>),
     /// Plays Amazon Data Firehose: checks every limit, keeps a ledger, fails on purpose.
-    Sink(SinkArguments),
+    Sink(Box<SinkArguments>),
+    /// Starts sink and relay, sends, accounts for every event, and reports.
+    Run(Box<RunArguments>),
 }
 
 #[derive(clap::Args)]
@@ -62,10 +68,20 @@ struct SinkArguments {
     json: Option<String>,
 }
 
+#[derive(clap::Args)]
+struct RunArguments {
+    #[command(flatten)]
+    options: run::Options,
+    /// Writes the report as JSON; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    json: Option<String>,
+}
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Send(arguments) => run_send(arguments),
-        Command::Sink(arguments) => run_sink(arguments),
+        Command::Send(arguments) => run_send(*arguments),
+        Command::Sink(arguments) => run_sink(*arguments),
+        Command::Run(arguments) => run_run(*arguments),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -103,6 +119,15 @@ fn run_sink(arguments: SinkArguments) -> anyhow::Result<bool> {
         write_json(path, &totals)?;
     }
     Ok(true)
+}
+
+fn run_run(arguments: RunArguments) -> anyhow::Result<bool> {
+    let report = run::run(arguments.options)?;
+    eprintln!("{}", report.text());
+    if let Some(path) = &arguments.json {
+        write_json(path, &report)?;
+    }
+    Ok(report.ok)
 }
 
 /// SIGTERM or SIGINT, heard from the moment that this is made.

@@ -180,7 +180,9 @@ mod tests {
     #[test]
     fn shares_are_what_counting_gives() {
         for assignment in [Assignment::RoundRobin, Assignment::OneStreamPerConnection] {
-            for (streams, connection, events) in [(1, 0, 9), (3, 0, 10), (3, 5, 10), (7, 2, 3), (16, 31, 1_000)] {
+            for (streams, connection, events) in
+                [(1, 0, 9), (3, 0, 10), (3, 5, 10), (7, 2, 3), (16, 31, 1_000)]
+            {
                 let mut next = vec![0; streams];
                 for index in 0..events {
                     let (stream, sequence) = assignment.place(streams, connection, index);

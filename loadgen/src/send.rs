@@ -43,8 +43,9 @@ impl FromStr for Target {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(path.into()));
         }
-        let mut addresses =
-            text.to_socket_addrs().map_err(|error| format!("`{text}` is not HOST:PORT or unix:PATH: {error}"))?;
+        let mut addresses = text
+            .to_socket_addrs()
+            .map_err(|error| format!("`{text}` is not HOST:PORT or unix:PATH: {error}"))?;
         addresses.next().map(Self::Tcp).ok_or_else(|| format!("`{text}` has no address"))
     }
 }
@@ -149,8 +150,7 @@ impl Plan {
         };
         let builder = Builder::new(load.seed, load.size)?;
         let events = load.events.or(load.duration.is_none().then_some(DEFAULT_EVENTS));
-        let streams =
-            names.into_iter().map(|name| Stream { seed: StreamSeed::new(&name), name }).collect();
+        let streams = names.into_iter().map(|name| Stream { seed: StreamSeed::new(&name), name }).collect();
         Ok(Self { streams, assignment, builder, events, load })
     }
 
@@ -282,7 +282,7 @@ pub fn send(plan: &Plan, target: &Target, progress: &Progress, pin: Option<usize
             .into_iter()
             .map(|share| {
                 scope.spawn(move || {
-                    pin.map(crate::pin_to);
+                    crate::pin_to(pin);
                     share.run(progress)
                 })
             })
@@ -362,9 +362,8 @@ fn streams_sent(plan: &Plan, events_by_connection: &[u64], done: &[Done]) -> Vec
             }
         }
     }
-    let check_sum = |stream: usize| {
-        done.iter().map(|done| done.check_sums[stream]).fold(0, u64::wrapping_add)
-    };
+    let check_sum =
+        |stream: usize| done.iter().map(|done| done.check_sums[stream]).fold(0, u64::wrapping_add);
     let named = plan.streams.iter().zip(events).enumerate();
     named
         .map(|(index, (stream, events))| StreamSent {
@@ -411,8 +410,9 @@ fn connect_all(target: &Target, connections: usize) -> anyhow::Result<Vec<OwnedF
         if number % CONNECT_BURST == CONNECT_BURST - 1 {
             std::thread::sleep(CONNECT_PAUSE);
         }
-        let socket = connect_patiently(target)
-            .with_context(|| format!("connection {number} of {connections} to {target} could not be opened"))?;
+        let socket = connect_patiently(target).with_context(|| {
+            format!("connection {number} of {connections} to {target} could not be opened")
+        })?;
         sockets.push(socket);
     }
     Ok(sockets)

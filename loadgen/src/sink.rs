@@ -101,7 +101,12 @@ impl Sink {
     /// # Errors
     ///
     /// A sentence if the faults make no sense or the address cannot be listened on.
-    pub fn start(listen: SocketAddr, seed: u64, settings: Settings, pin: Option<usize>) -> anyhow::Result<Self> {
+    pub fn start(
+        listen: SocketAddr,
+        seed: u64,
+        settings: Settings,
+        pin: Option<usize>,
+    ) -> anyhow::Result<Self> {
         settings.faults.validate().map_err(anyhow::Error::msg)?;
         crate::send::raise_file_limit(SOCKETS_EXPECTED)?;
         let listener = std::net::TcpListener::bind(listen)
@@ -127,7 +132,7 @@ impl Sink {
         let thread = std::thread::Builder::new()
             .name("sink".to_owned())
             .spawn(move || {
-                pin.map(crate::pin_to);
+                crate::pin_to(pin);
                 runtime.block_on(async {
                     tokio::select! {
                         () = serve(address, listener, shared) => {}
@@ -181,7 +186,8 @@ const SOCKETS_EXPECTED: usize = 1_024;
 
 /// Accepts connections for ever, but for the windows in which it refuses them.
 async fn serve(address: SocketAddr, listener: std::net::TcpListener, state: Arc<State>) {
-    let mut listener = Some(TcpListener::from_std(listener).expect("it is a listening socket that does not block"));
+    let mut listener =
+        Some(TcpListener::from_std(listener).expect("it is a listening socket that does not block"));
     let (refusing, _) = watch::channel(false);
     loop {
         let (refuse, change) = gate(&state);
@@ -251,7 +257,8 @@ async fn connect(connection: TcpStream, state: Arc<State>, mut refusing: watch::
     // Without it answers are only later, never wrong.
     let _ = connection.set_nodelay(true);
     let service = service_fn(move |request| call::handle(state.clone(), request));
-    let serving = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(connection), service);
+    let serving =
+        http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(connection), service);
     tokio::select! {
         // Errors here are connections closed on purpose, by a fault or by the client; the ledger has them.
         _ = serving => {}

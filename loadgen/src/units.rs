@@ -23,8 +23,14 @@ fn error(text: &str, expected: &str) -> UnitError {
     UnitError(format!("`{text}` is not {expected}"))
 }
 
-const SUFFIXES: [(&str, u64); 6] =
-    [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("k", 1_000), ("M", 1_000_000), ("G", 1_000_000_000)];
+const SUFFIXES: [(&str, u64); 6] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("k", 1_000),
+    ("M", 1_000_000),
+    ("G", 1_000_000_000),
+];
 
 /// Parses a whole number that may carry underscores and one suffix: `k`, `M`, `G` (powers of 1,000) or `KiB`,
 /// `MiB`, `GiB` (powers of 1,024).
@@ -234,7 +240,8 @@ impl FromStr for Window {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let (from, to) = text.split_once('-').ok_or_else(|| error(text, "a window such as 5-15 (seconds)"))?;
+        let (from, to) =
+            text.split_once('-').ok_or_else(|| error(text, "a window such as 5-15 (seconds)"))?;
         let window = Self { from: parse_duration(from)?, to: parse_duration(to)? };
         if window.from > window.to {
             return Err(error(text, "a window that opens before it closes"));

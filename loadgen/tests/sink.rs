@@ -1,4 +1,5 @@
 //! The sink as a process, spoken to in plain HTTP: every limit and every fault is seen from the outside.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 
@@ -103,15 +104,21 @@ fn records_fail_one_by_one_and_what_is_resent_arrives_once() {
         let codes = records_of(&answer);
         let failed = codes.iter().flatten().count();
         assert_eq!(answer.json()["FailedPutCount"], failed);
-        assert!(codes.iter().flatten().all(|code| {
-            ["ServiceUnavailableException", "InternalFailure"].contains(&code.as_str())
-        }));
+        assert!(
+            codes
+                .iter()
+                .flatten()
+                .all(|code| { ["ServiceUnavailableException", "InternalFailure"].contains(&code.as_str()) })
+        );
         left = left.into_iter().zip(codes).filter(|(_, code)| code.is_some()).map(|(line, _)| line).collect();
         calls += 1;
     }
     let ledger = client.ledger();
     assert!(calls > 2);
-    assert_eq!((&ledger["totals"]["events_accepted"], &ledger["totals"]["duplicate_events"]), (&json!(200), &json!(0)));
+    assert_eq!(
+        (&ledger["totals"]["events_accepted"], &ledger["totals"]["duplicate_events"]),
+        (&json!(200), &json!(0))
+    );
     assert!(ledger["totals"]["records_failed"].as_u64() > Some(40));
 }
 

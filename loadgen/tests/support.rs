@@ -165,8 +165,10 @@ fn insert_headers(request: &str) -> String {
 
 /// The body of a PutRecordBatch, the name of the stream last.
 pub fn body(stream: &str, records: &[&[u8]]) -> String {
-    let records: Vec<_> =
-        records.iter().map(|record| format!(r#"{{"Data":"{}"}}"#, STANDARD.encode_to_string(record))).collect();
+    let records: Vec<_> = records
+        .iter()
+        .map(|record| format!(r#"{{"Data":"{}"}}"#, STANDARD.encode_to_string(record)))
+        .collect();
     format!(r#"{{"Records":[{}],"DeliveryStreamName":"{stream}"}}"#, records.join(","))
 }
 

@@ -108,7 +108,8 @@ impl<'a> Share<'a> {
         if !self.queue.is_empty() || quiet_ns < self.plan.load.stuck_timeout.as_nanos() as u64 {
             return false;
         }
-        let blocked: Vec<_> = (0..self.connections.len()).filter(|index| self.connections[*index].blocked).collect();
+        let blocked: Vec<_> =
+            (0..self.connections.len()).filter(|index| self.connections[*index].blocked).collect();
         let why = format!("no connection took a byte for {:?}", self.plan.load.stuck_timeout);
         blocked.iter().for_each(|index| self.note(*index, &why));
         !blocked.is_empty()
@@ -192,7 +193,9 @@ impl<'a> Share<'a> {
         match turn {
             Turn::More => self.enqueue(index),
             Turn::Blocked => connection.blocked = true,
-            Turn::Idle if connection.phase == Phase::Ending || connection.sent >= quota => self.half_close(index),
+            Turn::Idle if connection.phase == Phase::Ending || connection.sent >= quota => {
+                self.half_close(index);
+            }
             Turn::Idle => {}
             Turn::Failed(errno) => self.fail(index, &format!("{errno}")),
         }

@@ -26,7 +26,8 @@ fn plan(arguments: &str) -> Plan {
 fn receive(listener: TcpListener, connections: usize) -> Vec<Vec<u8>> {
     let accept = |_| listener.accept().unwrap().0;
     let sockets: Vec<TcpStream> = (0..connections).map(accept).collect();
-    let threads: Vec<_> = sockets.into_iter().map(|socket| std::thread::spawn(|| read_slowly(socket))).collect();
+    let threads: Vec<_> =
+        sockets.into_iter().map(|socket| std::thread::spawn(|| read_slowly(socket))).collect();
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 

@@ -127,10 +127,12 @@ async fn call(state: &State, request: Request<Incoming>) -> Answer {
     let down = faults.down.is_some_and(|window| window.contains(elapsed));
     let ending = match draw.fault {
         Some(CallFault::CutEarly) => Ending::closed(Outcome::CutEarly),
-        _ => with_body(state, request, |head, body, records| {
-            decide(&Scene { state, faults: &faults, number, down }, draw, head, body, records)
-        })
-        .await,
+        _ => {
+            with_body(state, request, |head, body, records| {
+                decide(&Scene { state, faults: &faults, number, down }, draw, head, body, records)
+            })
+            .await
+        }
     };
     lock(&state.ledger).end_call(ending.outcome);
     match ending.outcome {
@@ -157,10 +159,13 @@ async fn with_body(
     let ending = match read(incoming, &mut body, BODY_BYTES_MAX).await {
         Ok(()) => then(&head, &body, &mut records),
         Err(Unread::Broken) => Ending::closed(Outcome::Broken),
-        Err(Unread::TooLarge) => refuse(state, &Refusal {
-            violation: Violation::BodyTooLarge,
-            message: format!("the body has more than {BODY_BYTES_MAX} bytes"),
-        }),
+        Err(Unread::TooLarge) => refuse(
+            state,
+            &Refusal {
+                violation: Violation::BodyTooLarge,
+                message: format!("the body has more than {BODY_BYTES_MAX} bytes"),
+            },
+        ),
     };
     lock(&state.buffers).extend([records, body]);
     ending
@@ -298,11 +303,7 @@ fn accept(scene: &Scene<'_>, call: &Call<'_>, records: &[u8], results: &mut [Opt
     let accepted = call.records.iter().zip(results.iter()).filter(|(_, result)| result.is_none());
     let mut ledger = lock(&scene.state.ledger);
     ledger.stream_call(&call.delivery_stream, failed);
-    ledger.accept(
-        &call.delivery_stream,
-        accepted.map(|(range, _)| &records[range.clone()]),
-        Some(unix_ns()),
-    );
+    ledger.accept(&call.delivery_stream, accepted.map(|(range, _)| &records[range.clone()]), Some(unix_ns()));
 }
 
 /// A token bucket a delivery stream, a second deep: what does not fit is throttled, record by record.

@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn draws_are_repeatable_and_as_frequent_as_asked() {
-        let faults = Faults { fail_calls: 0.1, cut: 0.05, garbage: 0.05, fail_records: 0.3, ..Faults::default() };
+        let faults =
+            Faults { fail_calls: 0.1, cut: 0.05, garbage: 0.05, fail_records: 0.3, ..Faults::default() };
         let faulty = |seed| (0..10_000).filter_map(|call| faults.draw(seed, call).fault).collect::<Vec<_>>();
         let first = faulty(1);
         assert_eq!(first, faulty(1));
@@ -257,7 +258,8 @@ mod tests {
 
     #[test]
     fn settings_come_as_json_with_unknown_names_refused() {
-        let json = r#"{"fail_records":0.3,"fail_records_code":"internal","latency":"5ms-50ms","down":"5-15"}"#;
+        let json =
+            r#"{"fail_records":0.3,"fail_records_code":"internal","latency":"5ms-50ms","down":"5-15"}"#;
         let faults: Faults = serde_json::from_str(json).unwrap();
         assert_eq!(faults.fail_records_code, CodeMix::Internal);
         assert!(faults.down.unwrap().contains(Duration::from_secs(7)));

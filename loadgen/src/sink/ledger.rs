@@ -291,13 +291,21 @@ impl Ledger {
         self.last_accepted
     }
 
-    /// How many of the sequences `0..end` of this connection were accepted of this stream (`full` only).
-    pub fn accepted_below(&self, stream: &str, connection: u32, end: u64) -> u64 {
-        self.streams
-            .iter()
-            .find(|known| known.name == stream)
-            .and_then(|known| known.by_connection.get(&connection))
-            .map_or(0, |sequences| sequences.count_below(end))
+    /// How many of these events of a stream were accepted (`full` only): of each connection the sequences below
+    /// the number given.
+    pub fn accepted_of(&self, stream: &str, sent: impl Iterator<Item = (u32, u64)>) -> u64 {
+        let Some(known) = self.streams.iter().find(|known| known.name == stream) else { return 0 };
+        let below = |(connection, end): (u32, u64)| {
+            known.by_connection.get(&connection).map_or(0, |sequences| sequences.count_below(end))
+        };
+        sent.map(below).sum()
+    }
+
+    /// For each delivery stream the stream it carries, and the check sum of what was accepted.
+    pub fn check_sums(&self) -> impl Iterator<Item = (String, u64)> {
+        self.delivery_streams
+            .values()
+            .map(|delivery| (self.streams[delivery.stream].name.clone(), delivery.counts.check_sum))
     }
 
     /// The delivery stream of this name, which is entered if it is new.
@@ -314,7 +322,8 @@ impl Ledger {
     /// The place of the stream that this delivery stream carries.
     fn stream(&mut self, delivery_stream: &str) -> usize {
         let name = self.names.get(delivery_stream).map_or(delivery_stream, String::as_str);
-        let shared = self.names.contains_key(delivery_stream) || self.names.values().any(|other| other == name);
+        let shared =
+            self.names.contains_key(delivery_stream) || self.names.values().any(|other| other == name);
         let known = if shared { self.streams.iter().position(|stream| stream.name == name) } else { None };
         known.unwrap_or_else(|| {
             let seed = StreamSeed::new(name);
@@ -561,7 +570,7 @@ mod tests {
         let counts = ledger.totals().totals;
         assert_eq!((counts.events_accepted, counts.duplicate_events, counts.reordered_events), (5, 0, 0));
         assert_eq!((counts.raw_bytes, counts.billed_bytes), (505, 2 * 5_120));
-        assert_eq!(ledger.accepted_below("clicks", 0, 4), 4);
+        assert_eq!(ledger.accepted_of("clicks", [(0, 4), (7, 9)].into_iter()), 4);
         accept(&mut ledger, "clicks", &record(&[(0, 1), (0, 9)]));
         let totals = ledger.totals();
         assert_eq!((totals.totals.events_accepted, totals.totals.duplicate_events), (6, 1));
@@ -598,7 +607,7 @@ mod tests {
         accept(&mut ledger, "prod-2", &record(&[(0, 1), (0, 2)]));
         let totals = ledger.totals().totals;
         assert_eq!((totals.events_accepted, totals.duplicate_events), (3, 1));
-        assert_eq!(ledger.accepted_below("clicks", 0, 3), 3);
+        assert_eq!(ledger.accepted_of("clicks", [(0, 3)].into_iter()), 3);
     }
 
     #[test]

@@ -87,7 +87,9 @@ impl Violation {
             Self::Digest => "InvalidSignatureException",
             Self::Json | Self::Base64 => "SerializationException",
             Self::CallTooLarge | Self::BodyTooLarge => "InvalidArgumentException",
-            Self::StreamName | Self::NoRecords | Self::TooManyRecords | Self::RecordTooLarge => "ValidationException",
+            Self::StreamName | Self::NoRecords | Self::TooManyRecords | Self::RecordTooLarge => {
+                "ValidationException"
+            }
         }
     }
 }
@@ -129,7 +131,10 @@ pub fn check_head(method: &Method, path: &str, headers: &HeaderMap) -> Result<()
     }
     let target = header("x-amz-target");
     if target != "Firehose_20150804.PutRecordBatch" {
-        return Err(Refusal::new(Violation::Target, format!("`{target}` is not Firehose_20150804.PutRecordBatch")));
+        return Err(Refusal::new(
+            Violation::Target,
+            format!("`{target}` is not Firehose_20150804.PutRecordBatch"),
+        ));
     }
     let content_type = header(CONTENT_TYPE.as_str());
     if content_type != "application/x-amz-json-1.1" {
@@ -211,7 +216,8 @@ pub fn decode<'a>(body: &'a [u8], out: &mut Vec<u8>) -> Result<Call<'a>, Refusal
     let name = request.delivery_stream_name.unwrap_or_default();
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     if !(1..=64).contains(&name.len()) || !name.bytes().all(legal) {
-        let message = format!("1 validation error detected: Value '{name}' at 'deliveryStreamName' is not allowed");
+        let message =
+            format!("1 validation error detected: Value '{name}' at 'deliveryStreamName' is not allowed");
         return Err(Refusal::new(Violation::StreamName, message));
     }
     let records = request.records.unwrap_or_default();
@@ -247,7 +253,8 @@ fn ranges(records: &[Record<'_>]) -> Result<Vec<Range<usize>>, Refusal> {
     for (number, record) in records.iter().enumerate() {
         let raw = STANDARD.decoded_length(record.data.as_bytes()).map_err(|_| not_base64())?;
         if raw > RECORD_BYTES_MAX {
-            let rule = format!("record {number} must have length less than or equal to 1024000, but has {raw}");
+            let rule =
+                format!("record {number} must have length less than or equal to 1024000, but has {raw}");
             return Err(Refusal::new(Violation::RecordTooLarge, validation(&rule)));
         }
         ranges.push(end..end + raw);
@@ -281,7 +288,9 @@ pub fn answer(call: u64, results: &[Option<RecordError>], failed_put_count: usiz
                 body.push_str(r#"{"ErrorCode":"ServiceUnavailableException","ErrorMessage":"Slow down."}"#);
             }
             Some(RecordError::Internal) => {
-                body.push_str(r#"{"ErrorCode":"InternalFailure","ErrorMessage":"Internal service failure."}"#);
+                body.push_str(
+                    r#"{"ErrorCode":"InternalFailure","ErrorMessage":"Internal service failure."}"#,
+                );
             }
         }
     }
@@ -396,7 +405,8 @@ mod tests {
             let value: Option<serde_json::Value> = serde_json::from_str(&garbage(kind, 1, 3)).ok();
             value.map(|value| value["RequestResponses"].as_array().unwrap().len())
         };
-        let kinds = [Garbage::Truncated, Garbage::Nonsense, Garbage::Empty, Garbage::TooShort, Garbage::TooLong];
+        let kinds =
+            [Garbage::Truncated, Garbage::Nonsense, Garbage::Empty, Garbage::TooShort, Garbage::TooLong];
         assert_eq!(kinds.map(entries), [None, None, None, Some(2), Some(4)]);
     }
 
