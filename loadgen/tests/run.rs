@@ -1,9 +1,5 @@
 //! `loadgen run` around a fake relay: a small one that can be told to lose, repeat, damage or reorder events, so
 //! that each kind of harm is seen to be found. The fake is this test binary itself, started through a script.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,8 +8,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
+use crate::support::{Client, body, records_of};
 use serde_json::Value;
-use support::{Client, body, records_of};
 
 /// Runs `loadgen run` around the fake; `harm` is what the fake does wrong.
 fn run(harm: &str, flags: &str) -> (Output, Value) {
@@ -21,7 +17,7 @@ fn run(harm: &str, flags: &str) -> (Output, Value) {
     let (script, report) = (directory.path().join("relay"), directory.path().join("report.json"));
     let this = std::env::current_exe().unwrap();
     let text = format!(
-        "#!/bin/sh\nFAKE_RELAY_ARGUMENTS=\"$*\" FAKE_RELAY_HARM={harm} exec '{}' --exact fake_relay --nocapture\n",
+        "#!/bin/sh\nFAKE_RELAY_ARGUMENTS=\"$*\" FAKE_RELAY_HARM={harm} exec '{}' --exact run::fake_relay --nocapture\n",
         this.display()
     );
     std::fs::write(&script, text).unwrap();

@@ -1,10 +1,6 @@
 //! The sink as a process, spoken to in plain HTTP: every limit and every fault is seen from the outside.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod support;
-
+use crate::support::{Answer, Client, SinkProcess, body, event_line, records_of};
 use serde_json::{Value, json};
-use support::{Answer, Client, SinkProcess, body, event_line, records_of};
 
 /// A sink with these flags, and a client of it.
 fn sink(flags: &str) -> (SinkProcess, Client) {

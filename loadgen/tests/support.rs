@@ -1,5 +1,4 @@
 //! Helpers of the tests: the binary as a process, and a small HTTP client that sees what a connection sees.
-#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
