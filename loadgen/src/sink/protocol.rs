@@ -11,7 +11,8 @@ use std::ops::Range;
 use base64_simd::{Out, STANDARD};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
 use hyper::{HeaderMap, Method, StatusCode};
-use serde::Deserialize;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
 use super::faults::{Garbage, RecordError};
@@ -193,7 +194,35 @@ struct Request<'a> {
 #[derive(Deserialize)]
 struct Record<'a> {
     #[serde(borrow, rename = "Data")]
-    data: Cow<'a, str>,
+    data: Data<'a>,
+}
+
+/// The bytes of a JSON string. Unlike a `str` they need not be searched for what is no UTF-8 or must be escaped:
+/// whatever base64 does not allow is found when it is decoded.
+struct Data<'a>(Cow<'a, [u8]>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Data<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_bytes(DataVisitor)
+    }
+}
+
+struct DataVisitor;
+
+impl<'de> Visitor<'de> for DataVisitor {
+    type Value = Data<'de>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a string of base64")
+    }
+
+    fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+        Ok(Data(Cow::Borrowed(bytes)))
+    }
+
+    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+        Ok(Data(Cow::Owned(bytes.to_vec())))
+    }
 }
 
 /// A decoded call.
@@ -228,7 +257,7 @@ pub fn decode<'a>(body: &'a [u8], out: &mut Vec<u8>) -> Result<Call<'a>, Refusal
     }
     for (record, range) in records.iter().zip(&ranges) {
         let into = Out::from_slice(&mut out[range.clone()]);
-        STANDARD.decode(record.data.as_bytes(), into).map_err(|_| not_base64())?;
+        STANDARD.decode(&record.data.0, into).map_err(|_| not_base64())?;
     }
     Ok(Call { delivery_stream: name, records: ranges })
 }
@@ -251,7 +280,7 @@ fn ranges(records: &[Record<'_>]) -> Result<Vec<Range<usize>>, Refusal> {
     let mut end = 0;
     let mut ranges = Vec::with_capacity(records.len());
     for (number, record) in records.iter().enumerate() {
-        let raw = STANDARD.decoded_length(record.data.as_bytes()).map_err(|_| not_base64())?;
+        let raw = STANDARD.decoded_length(&record.data.0).map_err(|_| not_base64())?;
         if raw > RECORD_BYTES_MAX {
             let rule =
                 format!("record {number} must have length less than or equal to 1024000, but has {raw}");
