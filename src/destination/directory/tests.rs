@@ -167,6 +167,11 @@ impl Rig {
         answer.try_recv().expect("a group that is finished is answered")
     }
 
+    fn expect_syncs_and_open(&self, file_syncs: usize, open: usize) {
+        let plan = self.disk.plan();
+        assert_eq!((plan.file_syncs, plan.open), (file_syncs, open));
+    }
+
     fn files(&self) -> BTreeMap<String, String> {
         files(self.root.path())
     }
@@ -272,7 +277,7 @@ fn a_file_that_cannot_be_synced_is_left_and_never_synced_again() {
     for answer in &mut answers {
         assert!(matches!(answer.try_recv(), Ok(Outcome::Unknown { .. })));
     }
-    assert_eq!((rig.disk.plan().file_syncs, rig.disk.plan().open), (2, 0));
+    rig.expect_syncs_and_open(2, 0);
     rig.disk.plan().file_sync_fails = false;
     assert_eq!(rig.deliver("a", "xy"), Outcome::Accepted);
     assert_eq!(rig.contents(), ["first\nxy", "xy"]);
@@ -325,7 +330,7 @@ fn files_are_rotated_by_size_and_by_the_hour() {
         "a/2026/03/04/13/a-1-2026-03-04-13-00-00-i-000003",
     ];
     assert_eq!(names, expected);
-    assert_eq!((rig.disk.plan().file_syncs, rig.disk.plan().open), (3, 1));
+    rig.expect_syncs_and_open(3, 1);
 }
 
 #[test]
