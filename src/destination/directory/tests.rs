@@ -298,18 +298,19 @@ fn a_folder_that_cannot_be_synced_makes_everything_below_unknown() {
 }
 
 #[test]
-fn ten_thousand_streams_need_no_more_files_than_allowed() {
+fn more_streams_than_files_need_no_more_files_than_allowed() {
+    const STREAMS: usize = 1000;
     let mut rig = Rig::new();
     rig.disk.plan().sync_for_real = false;
     let mut answers = Vec::new();
     for round in ["1", "2"] {
-        answers.extend((0..10_000).map(|i| rig.take(&format!("s{i}"), round)));
+        answers.extend((0..STREAMS).map(|i| rig.take(&format!("s{i}"), round)));
     }
     rig.writer.finish_group();
     assert!(answers.iter_mut().all(|answer| answer.try_recv() == Ok(Outcome::Accepted)));
     assert_eq!(rig.disk.plan().open_most, FILES_MAX);
     let contents = rig.contents();
-    assert_eq!(contents.len(), 10_000, "a file that was closed is opened again");
+    assert_eq!(contents.len(), STREAMS, "a file that was closed is opened again");
     assert!(contents.iter().all(|content| content == "12"));
 }
 
