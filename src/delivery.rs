@@ -188,8 +188,14 @@ impl Delivery {
                 ended = self.ended.1.recv() => self.finish(ended.expect("we hold a sender ourselves")),
                 () = tokio::time::sleep_until(timer.unwrap_or_else(Instant::now).into()), if timer.is_some() => (),
                 command = commands.recv() => match command {
-                    Some(Command::Abandon(answer)) => return drop(answer.send(self.abandon())),
-                    Some(Command::Look(answer)) => drop(answer.send(self.view(Instant::now()))),
+                    // Whoever asked may have gone away meanwhile.
+                    Some(Command::Abandon(answer)) => {
+                        let _ = answer.send(self.abandon());
+                        return;
+                    }
+                    Some(Command::Look(answer)) => {
+                        let _ = answer.send(self.view(Instant::now()));
+                    }
                     Some(Command::Drain(done)) => self.drain(done),
                     Some(Command::Sweep) => self.sweep(Instant::now()),
                     None => return,

@@ -110,3 +110,13 @@ impl Destination {
         }
     }
 }
+
+impl Destination {
+    /// When the credentials expire that calls are signed with, where they do.
+    pub fn credentials_expiry(&self) -> Option<std::time::SystemTime> {
+        match self {
+            Destination::Firehose(firehose) => firehose.credentials_expiry(),
+            Destination::Directory(_) | Destination::Null => None,
+        }
+    }
+}

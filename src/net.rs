@@ -93,7 +93,6 @@ impl DriverKind {
 }
 
 /// The driver of one shard. It is made on the shard's thread and stays there.
-#[derive(Debug)]
 pub enum Driver {
     /// See [`DriverKind::Uring`].
     Uring(Box<Uring>),

@@ -157,11 +157,12 @@ fn start_shards(
     shared: &Arc<Shared>,
 ) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let receive_bytes = usize::try_from(plan.receive_bytes).unwrap_or(usize::MAX);
     let mut threads = Vec::with_capacity(listeners.len());
     for (index, listeners) in listeners.into_iter().enumerate() {
         // More shards than CPUs are left to the scheduler.
         let core = cores.get(index).copied().filter(|_| plan.shards <= cores.len());
-        let seat = Seat { index, core, listeners, driver, receive_bytes: plan.receive_bytes };
+        let seat = Seat { index, core, listeners, driver, receive_bytes };
         let shared = Arc::clone(shared);
         let body = move || {
             if let Err(error) = shard::run(seat, shared) {

@@ -36,7 +36,6 @@ struct Slot {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub struct Epoll {
     epoll: OwnedFd,
     listeners: Vec<OwnedFd>,

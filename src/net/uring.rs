@@ -92,12 +92,6 @@ pub struct Uring {
     accept_rests_until: Option<Instant>,
 }
 
-impl std::fmt::Debug for Uring {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Uring").field("shard", &self.shard).field("slots", &self.slots.len()).finish_non_exhaustive()
-    }
-}
-
 /// A ring with the flags that the driver wants, which need kernel 6.1: completions are worked on only when this
 /// thread asks for them, which is what lets a pause gather them.
 pub(super) fn new_ring(submissions: u32, completions: u32) -> io::Result<IoUring> {

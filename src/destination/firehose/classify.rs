@@ -166,7 +166,7 @@ mod tests {
     fn answers_mean_what_the_table_says() {
         use Refusal::{Content, Credentials, Key, Permanent, Throttled, Transient};
         let source = "This operation is not permitted on KinesisStreamAsSource delivery stream type.";
-        let table: &[(u16, Option<&str>, Option<&str>, Option<Refusal>)] = &[
+        let table = [
             (200, None, None, None),
             (204, None, None, None),
             (500, None, None, None),
@@ -223,7 +223,7 @@ mod tests {
             (301, None, None, Some(Transient)),
         ];
         for (status, code, message, expected) in table {
-            assert_eq!(kind(*status, *code, *message), *expected, "{status} {code:?} {message:?}");
+            assert_eq!(kind(status, code, message), expected, "{status} {code:?} {message:?}");
         }
     }
 
