@@ -31,7 +31,7 @@ fn health_and_readiness_follow_the_stage(io: Io) {
 
 fn a_body_that_is_not_understood_is_answered_in_a_sentence(io: Io) {
     let relay = Relay::start(io, "--destination null");
-    for body in ["", "{", "on", "{\"on\": 1}", "{\"of\": true}", "[true]"] {
+    for body in ["", "{", "on", "{\"on\": 1}", "{\"of\": true}", "[]"] {
         let answer = relay.post("/maintenance", body);
         assert_eq!(answer.status, 400, "{body}");
         assert!(answer.body.contains("the body must be {\"on\": true} or {\"on\": false}"), "{}", answer.body);

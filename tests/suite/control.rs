@@ -57,7 +57,7 @@ fn a_client_that_sends_no_control_frame_is_never_written_to(io: Io) {
     connection.read_to_end(&mut answers).unwrap();
     assert_eq!(answers, b"");
     let metrics = relay.until_settled(1);
-    assert_eq!(metrics.total("standpipe_frames_rejected_total"), 6);
+    assert_eq!(metrics.total("standpipe_frames_rejected_total"), 7);
 }
 
 fn answers_that_nobody_reads_stop_the_reading_and_no_other_connection(io: Io) {

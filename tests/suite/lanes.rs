@@ -13,7 +13,7 @@ under_both_drivers!(
 );
 
 const STREAMS: u64 = 16;
-const EVENTS_EACH: u64 = 1_500;
+const EVENTS_EACH: u64 = 1_536;
 const BAD: &str = "stream-07";
 
 fn names() -> impl Iterator<Item = String> {
@@ -36,7 +36,7 @@ fn accepted(sink: &Sink, delivery_stream: &str) -> u64 {
 }
 
 /// Events of 4,000 bytes: 6 MB a stream, beyond the cap of a stream at this limit.
-const LOAD: &str = "--events 24000 --streams 16 --size 4000";
+const LOAD: &str = "--events 24576 --streams 16 --size 4000";
 const MEMORY: &str = "--memory 48MiB --max-connections 1000 --park-probe 200ms --retry-base 10ms --retry-max 200ms";
 
 fn a_missing_delivery_stream_drops_only_its_own_events_and_comes_back(io: Io) {
