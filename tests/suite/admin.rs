@@ -34,7 +34,11 @@ fn a_body_that_is_not_understood_is_answered_in_a_sentence(io: Io) {
     for body in ["", "{", "on", "{\"on\": 1}", "{\"of\": true}", "[]"] {
         let answer = relay.post("/maintenance", body);
         assert_eq!(answer.status, 400, "{body}");
-        assert!(answer.body.contains("the body must be {\"on\": true} or {\"on\": false}"), "{}", answer.body);
+        assert!(
+            answer.body.contains("the body must be {\"on\": true} or {\"on\": false}"),
+            "{}",
+            answer.body
+        );
     }
     assert_eq!((relay.get("/readyz").status, relay.get("/nowhere").status), (200, 404));
     assert_eq!(relay.get("/drain").status, 405);
@@ -48,14 +52,22 @@ fn the_status_is_json(io: Io) {
     assert_eq!((&status["stage"], &status["held"]), (&"ready".into(), &0.into()));
     let of = |list: &str, key: &str, value: &str| {
         let entries = status[list].as_array().unwrap();
-        entries.iter().find(|entry| entry[key] == value).cloned().unwrap_or_else(|| panic!("no {value} in {list}"))
+        entries
+            .iter()
+            .find(|entry| entry[key] == value)
+            .cloned()
+            .unwrap_or_else(|| panic!("no {value} in {list}"))
     };
     let clicks = of("streams", "stream", "clicks");
     assert_eq!((&clicks["received"], &clicks["delivered"]), (&2.into(), &2.into()));
     assert_eq!(of("lanes", "delivery_stream", "views")["state"], "active");
     assert!(status["memory"]["limit_bytes"].as_u64() > Some(0));
     let index = relay.get("/").body;
-    assert!(["/metrics", "/healthz", "/readyz", "/status", "/maintenance", "/drain"].iter().all(|path| index.contains(path)));
+    assert!(
+        ["/metrics", "/healthz", "/readyz", "/status", "/maintenance", "/drain"]
+            .iter()
+            .all(|path| index.contains(path))
+    );
 }
 
 fn the_metrics_are_what_the_design_names(io: Io) {

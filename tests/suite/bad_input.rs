@@ -95,7 +95,8 @@ fn the_longest_frame_is_taken_and_one_octet_more_is_not(io: Io) {
     let relay = Relay::start(io, &format!("--destination directory:{}", root.path().display()));
     let name = "n".repeat(64);
     let longest = "p".repeat(PAYLOAD_BYTES_MAX);
-    let frames = format!("{name} {longest}\n{name} {longest}+\n{name} next\ns {longest}++{name}{name}\ns next\n");
+    let frames =
+        format!("{name} {longest}\n{name} {longest}+\n{name} next\ns {longest}++{name}{name}\ns next\n");
     relay.send(frames.as_bytes());
     let metrics = relay.until_settled(3);
     assert_eq!(metrics.rejected("too_long"), 2);
@@ -109,7 +110,8 @@ fn a_too_long_frame_that_never_ends_is_one_rejected_frame(io: Io) {
     let relay = Relay::start(io, "--destination null --max-frame-bytes 1000");
     relay.send(&[b"clicks ", &[b'x'; 100_000][..]].concat());
     relay.until("the connection is closed", |metrics| {
-        metrics.total("standpipe_connections_opened_total") == 1 && metrics.total("standpipe_connections") == 0
+        metrics.total("standpipe_connections_opened_total") == 1
+            && metrics.total("standpipe_connections") == 0
     });
     let metrics = relay.metrics();
     assert_eq!((metrics.rejected("too_long"), metrics.rejected("truncated")), (1, 0));
@@ -142,7 +144,9 @@ fn a_reset_is_counted_and_no_other_connection_notices(io: Io) {
         relay.until("the event is received", |metrics| metrics.received("clicks") == number);
         socket2::SockRef::from(&connection).set_linger(Some(Duration::ZERO)).unwrap();
         drop(connection);
-        relay.until("the reset is counted", |metrics| metrics.total("standpipe_connections_failed_total") == number);
+        relay.until("the reset is counted", |metrics| {
+            metrics.total("standpipe_connections_failed_total") == number
+        });
         neighbour.write_all(b"neighbour 1\n").unwrap();
     }
     let metrics = relay.until_settled(4);

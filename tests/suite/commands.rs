@@ -67,7 +67,8 @@ fn a_limit_that_is_too_small_is_refused_with_one_that_is_enough() {
     let (_, enough) = sentence.trim_end().split_once("set memory to ").unwrap();
     let enough = enough.strip_suffix(" or more").unwrap().replace(".0 ", "");
     assert_eq!(standpipe(&["check", "--memory", &enough]).status.code(), Some(0), "{sentence}");
-    let ended = super::harness::Process::start(&mut Relay::command("--memory 9MiB --destination null")).wait();
+    let ended =
+        super::harness::Process::start(&mut Relay::command("--memory 9MiB --destination null")).wait();
     ended.assert_code(1);
     assert_eq!(ended.lines_with("is too small"), 1, "{}", ended.log.join("\n"));
 }
@@ -107,7 +108,8 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 
 #[test]
 fn a_wrong_command_line_is_refused_with_2() {
-    for arguments in [&["--lingr", "1s"][..], &["relya"], &["--shards", "0"], &["check", "/nonexistent.toml"]] {
+    for arguments in [&["--lingr", "1s"][..], &["relya"], &["--shards", "0"], &["check", "/nonexistent.toml"]]
+    {
         let output = standpipe(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{arguments:?}");
@@ -119,7 +121,9 @@ fn a_wrong_command_line_is_refused_with_2() {
 
 #[test]
 fn help_and_version_are_printed_to_standard_output() {
-    for (flag, word) in [("--help", "--linger"), ("-h", "--destination"), ("--version", env!("CARGO_PKG_VERSION"))] {
+    for (flag, word) in
+        [("--help", "--linger"), ("-h", "--destination"), ("--version", env!("CARGO_PKG_VERSION"))]
+    {
         let output = standpipe(&[flag]);
         assert_eq!(output.status.code(), Some(0));
         assert!(text(&output.stdout).contains(word), "{flag}");

@@ -37,7 +37,9 @@ fn an_unknown_verb_is_answered_counted_and_survived(io: Io) {
     let relay = Relay::start(io, "--destination null");
     let mut connection = relay.connect();
     let mut answers = BufReader::new(connection.try_clone().unwrap());
-    for (number, control) in [&b"!frobnicate now\n"[..], b"!\n", b"!\xff\0\n", b"!PING\n", b"! ping\n"].iter().enumerate() {
+    for (number, control) in
+        [&b"!frobnicate now\n"[..], b"!\n", b"!\xff\0\n", b"!PING\n", b"! ping\n"].iter().enumerate()
+    {
         connection.write_all(control).unwrap();
         let answer = read_line(&mut answers);
         assert!(answer.starts_with("!error ") && answer.is_ascii(), "{answer:?}");

@@ -28,11 +28,14 @@ fn two_lines_appear_in_a_file(io: Io) {
 fn assert_layout(path: &Path) {
     let parts: Vec<&str> = path.iter().map(|part| part.to_str().unwrap()).collect();
     let [stream, year, month, day, hour, file] = parts[..] else { panic!("{path:?}") };
-    let is_number = |text: &str, length| text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number =
+        |text: &str, length| text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit());
     assert_eq!(stream, "clicks");
     assert!(is_number(year, 4) && [month, day, hour].iter().all(|part| is_number(part, 2)), "{path:?}");
     let rest = file.strip_prefix(&format!("clicks-1-{year}-{month}-{day}-{hour}-")).unwrap();
-    let [minute, second, instance, sequence] = rest.split('-').collect::<Vec<_>>()[..] else { panic!("{path:?}") };
+    let [minute, second, instance, sequence] = rest.split('-').collect::<Vec<_>>()[..] else {
+        panic!("{path:?}")
+    };
     assert!(is_number(minute, 2) && is_number(second, 2) && is_number(sequence, 6), "{path:?}");
     assert!(!instance.is_empty(), "{path:?}");
 }

@@ -25,7 +25,8 @@ const STREAMS: usize = 16;
 fn sigterm_after_a_burst_loses_nothing_not_even_in_the_accept_queue(io: Io) {
     let root = tempfile::tempdir().unwrap();
     let relay = Relay::start(io, &format!("--destination directory:{}", root.path().display()));
-    let connections = Mutex::new((0..CONNECTIONS).map(|number| (number, relay.connect())).collect::<Vec<_>>());
+    let connections =
+        Mutex::new((0..CONNECTIONS).map(|number| (number, relay.connect())).collect::<Vec<_>>());
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -51,7 +52,8 @@ fn sigterm_after_a_burst_loses_nothing_not_even_in_the_accept_queue(io: Io) {
 }
 
 fn assert_every_event_is_there(files: &Files) {
-    let mut late: Vec<usize> = files.lines_of("late").iter().map(|line| number(&line[..line.len() - 1])).collect();
+    let mut late: Vec<usize> =
+        files.lines_of("late").iter().map(|line| number(&line[..line.len() - 1])).collect();
     late.sort_unstable();
     assert!(late.iter().copied().eq(0..LATE_CONNECTIONS), "{} of {LATE_CONNECTIONS} late ones", late.len());
     let mut seen = vec![false; CONNECTIONS * EVENTS_EACH];
@@ -130,7 +132,8 @@ fn half_a_frame_does_not_hold_the_drain_up_beyond_its_deadline(io: Io) {
 
 fn a_connection_that_goes_on_sending_is_read_to_its_end(io: Io) {
     let root = tempfile::tempdir().unwrap();
-    let relay = Relay::start(io, &format!("--destination directory:{} --drain-deadline 1h", root.path().display()));
+    let relay =
+        Relay::start(io, &format!("--destination directory:{} --drain-deadline 1h", root.path().display()));
     let mut connection = relay.connect();
     connection.write_all(b"clicks ha").unwrap();
     relay.until("it is open", |metrics| metrics.total("standpipe_received_bytes_total") == 9);

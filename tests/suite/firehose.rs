@@ -39,7 +39,11 @@ fn cut_connections_and_broken_answers_lose_nothing(io: Io) {
 
 fn single_packing_survives_the_same(io: Io) {
     let load = "--events 20000 --connections 8 --streams 3";
-    let run = run(io, &format!("{load} {FAULTS} --cut 0.05 --seed {}", seed()), "--packing single --retry-base 10ms");
+    let run = run(
+        io,
+        &format!("{load} {FAULTS} --cut 0.05 --seed {}", seed()),
+        "--packing single --retry-base 10ms",
+    );
     run.assert_good();
     assert!(run.number("/ledger/totals/records_accepted") >= 20_000);
 }
@@ -62,7 +66,8 @@ fn without_faults_a_call_is_not_repeated(io: Io) {
 /// What the metrics say of calls is what the sink saw, also by delivery stream.
 fn calls_are_counted_where_they_went(io: Io) {
     let sink = Sink::start("");
-    let relay = Relay::start(io, &format!("{} --delivery-stream prod-{{stream}} --linger 20ms", sink.destination()));
+    let relay =
+        Relay::start(io, &format!("{} --delivery-stream prod-{{stream}} --linger 20ms", sink.destination()));
     relay.send(b"clicks 1\nviews 1\n");
     let metrics = relay.until_settled(2);
     let ledger = wait_for("the sink has answered", || {

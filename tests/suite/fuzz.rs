@@ -44,7 +44,9 @@ impl Model {
         if let [b'!', control @ ..] = line {
             return self.control(control);
         }
-        let Some(space) = line.iter().position(|octet| *octet == b' ') else { return self.reject("no_space") };
+        let Some(space) = line.iter().position(|octet| *octet == b' ') else {
+            return self.reject("no_space");
+        };
         let (name, payload) = (&line[..space], &line[space + 1..]);
         if name.is_empty() || name.len() > 64 {
             return self.reject("bad_name");
@@ -77,10 +79,13 @@ fn garbage(random: &mut fastrand::Rng) -> Vec<u8> {
         let payload = random.usize(0..PAYLOAD_BYTES_MAX + 20);
         match random.u8(..100) {
             0..60 => {
-                let name = random.choice(["a", "b.c", "-", "_", "..", "_other", "x y", "", "/", "\u{e9}"]).unwrap();
+                let name =
+                    random.choice(["a", "b.c", "-", "_", "..", "_other", "x y", "", "/", "\u{e9}"]).unwrap();
                 bytes.extend(name.as_bytes());
                 bytes.push(b' ');
-                bytes.extend((0..payload).map(|_| random.u8(..)).map(|octet| if octet == b'\n' { 0 } else { octet }));
+                bytes.extend(
+                    (0..payload).map(|_| random.u8(..)).map(|octet| if octet == b'\n' { 0 } else { octet }),
+                );
                 bytes.push(b'\n');
             }
             60..65 => bytes.extend(b"!ping\n"),
@@ -97,7 +102,8 @@ fn garbage(random: &mut fastrand::Rng) -> Vec<u8> {
 fn random_bytes_are_counted_as_the_model_counts_them(io: Io) {
     let mut random = fastrand::Rng::with_seed(seed());
     let root = tempfile::tempdir().unwrap();
-    let arguments = format!("--destination directory:{} --max-frame-bytes {PAYLOAD_BYTES_MAX}", root.path().display());
+    let arguments =
+        format!("--destination directory:{} --max-frame-bytes {PAYLOAD_BYTES_MAX}", root.path().display());
     let relay = Relay::start(io, &arguments);
     let mut model = Model::default();
     let inputs: Vec<(Vec<u8>, fastrand::Rng)> =
@@ -156,6 +162,7 @@ fn feed(relay: &Relay, mut bytes: &[u8], mut random: fastrand::Rng) {
     }
     connection.shutdown(Shutdown::Write).unwrap();
     let answers = answers.join().unwrap();
-    let is_answer = |line: &[u8]| line == b"!pong\n" || (line.starts_with(b"!error ") && line.ends_with(b"\n"));
+    let is_answer =
+        |line: &[u8]| line == b"!pong\n" || (line.starts_with(b"!error ") && line.ends_with(b"\n"));
     assert!(answers.split_inclusive(|octet| *octet == b'\n').all(is_answer), "every answer is one");
 }

@@ -60,7 +60,8 @@ impl Io {
             Ok(_) => false,
             Err(refused) => {
                 // Written past the test runner, which would show it only where a test fails.
-                let text = format!("\n*** THE IO_URING DRIVER IS NOT TESTED ON THIS MACHINE: {refused} ***\n\n");
+                let text =
+                    format!("\n*** THE IO_URING DRIVER IS NOT TESTED ON THIS MACHINE: {refused} ***\n\n");
                 let _ = std::io::stderr().write_all(text.as_bytes());
                 true
             }

@@ -37,14 +37,16 @@ fn accepted(sink: &Sink, delivery_stream: &str) -> u64 {
 
 /// Events of 4,000 bytes: 6 MB a stream, beyond the cap of a stream at this limit.
 const LOAD: &str = "--events 24576 --streams 16 --size 4000";
-const MEMORY: &str = "--memory 48MiB --max-connections 1000 --park-probe 200ms --retry-base 10ms --retry-max 200ms";
+const MEMORY: &str =
+    "--memory 48MiB --max-connections 1000 --park-probe 200ms --retry-base 10ms --retry-max 200ms";
 
 fn a_missing_delivery_stream_drops_only_its_own_events_and_comes_back(io: Io) {
     let sink = Sink::start(&format!("--missing {BAD}"));
     let relay = Relay::start(io, &format!("{} {MEMORY}", sink.destination()));
     let sender = send(relay.address(), &format!("{LOAD} --connections 8"));
     let metrics = relay.until("all but the missing is delivered", |metrics| {
-        good_names().all(|name| metrics.delivered(&name) == EVENTS_EACH) && metrics.received(BAD) == EVENTS_EACH
+        good_names().all(|name| metrics.delivered(&name) == EVENTS_EACH)
+            && metrics.received(BAD) == EVENTS_EACH
     });
     sender.wait().assert_code(0);
     assert_identity(&metrics);
@@ -96,7 +98,8 @@ fn config(text: &str) -> (tempfile::TempDir, String) {
 fn a_poisoned_record_is_dropped_alone(io: Io) {
     let sink = Sink::start("--poison POISON");
     let (_directory, config) = config("[streams.mixed]\npacking = \"single\"\n");
-    let relay = Relay::start(io, &format!("{} {config} --linger 100ms --park-probe 100ms", sink.destination()));
+    let relay =
+        Relay::start(io, &format!("{} {config} --linger 100ms --park-probe 100ms", sink.destination()));
     let mut frames = String::new();
     for number in 0..1_200 {
         let poison = if [3, 700, 701].contains(&number) { "POISON" } else { "fine" };
@@ -113,7 +116,8 @@ fn a_poisoned_record_is_dropped_alone(io: Io) {
 fn a_stream_of_two_delivery_streams_goes_where_it_can(io: Io) {
     let sink = Sink::start("--missing first");
     let (_directory, config) = config("[streams.clicks]\ndelivery_streams = [\"first\", \"second\"]\n");
-    let relay = Relay::start(io, &format!("{} {config} --linger 50ms --park-probe 100ms", sink.destination()));
+    let relay =
+        Relay::start(io, &format!("{} {config} --linger 50ms --park-probe 100ms", sink.destination()));
     for number in 1..=10 {
         relay.send(&b"clicks 1\n".repeat(1_000));
         relay.until_settled(number * 1_000);
@@ -132,7 +136,10 @@ fn a_stream_of_two_delivery_streams_goes_where_it_can(io: Io) {
 
 fn streams_that_share_a_delivery_stream_are_all_served(io: Io) {
     let sink = Sink::start("--fail-records 0.2 --latency 1ms-5ms");
-    let relay = Relay::start(io, &format!("{} --delivery-stream all --linger 50ms --retry-base 10ms", sink.destination()));
+    let relay = Relay::start(
+        io,
+        &format!("{} --delivery-stream all --linger 50ms --retry-base 10ms", sink.destination()),
+    );
     let frames: String = names().map(|name| format!("{name} x\n").repeat(1_000)).collect();
     relay.send(frames.as_bytes());
     let metrics = relay.until_settled(STREAMS * 1_000);

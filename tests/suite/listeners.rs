@@ -25,7 +25,12 @@ fn a_second_relay_on_the_same_address_is_refused_in_a_sentence(io: Io) {
         let first = Relay::start(io, &format!("--destination null --listen {listen}"));
         let ended = second(io, &first, "").wait();
         ended.assert_code(1);
-        assert_eq!(ended.lines_with(&format!("cannot listen on {}: ", first.listen())), 1, "{}", ended.log.join("\n"));
+        assert_eq!(
+            ended.lines_with(&format!("cannot listen on {}: ", first.listen())),
+            1,
+            "{}",
+            ended.log.join("\n")
+        );
     }
     let first = Relay::start(io, "--destination null");
     let mut command = Relay::bare_command();
@@ -48,11 +53,18 @@ fn a_relay_can_be_taken_over(io: Io) {
         sent += 1;
         (received(&old) > 1 && received(&new) > 0).then_some(())
     });
-    wait_for("every event is received by one of them", || (received(&old) + received(&new) == sent).then_some(()));
+    wait_for("every event is received by one of them", || {
+        (received(&old) + received(&new) == sent).then_some(())
+    });
     let by_old = received(&old);
     let ended = old.terminate();
     ended.assert_code(0);
-    assert_eq!(ended.lines_with(&format!("stream clicks: received {by_old} ")), 1, "{}", ended.log.join("\n"));
+    assert_eq!(
+        ended.lines_with(&format!("stream clicks: received {by_old} ")),
+        1,
+        "{}",
+        ended.log.join("\n")
+    );
     let by_new = received(&new);
     (0..10).for_each(|_| new.send(b"clicks 2\n"));
     new.until_settled(by_new + 10);
@@ -61,7 +73,10 @@ fn a_relay_can_be_taken_over(io: Io) {
 fn a_unix_socket_is_served_and_its_file_removed(io: Io) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("standpipe.sock");
-    let relay = Relay::start(io, &format!("--destination null --listen unix:{} --listen 127.0.0.1:0", path.display()));
+    let relay = Relay::start(
+        io,
+        &format!("--destination null --listen unix:{} --listen 127.0.0.1:0", path.display()),
+    );
     UnixStream::connect(&path).unwrap().write_all(b"clicks 1\nclicks 2\n").unwrap();
     relay.send(b"clicks 3\n");
     let metrics = relay.until_settled(3);

@@ -15,7 +15,9 @@ under_both_drivers!(
 
 /// Asserts that no memory is held for events and half frames any more.
 fn assert_memory_returns(relay: &Relay) {
-    relay.until("memory has returned", |metrics| metrics.memory("events") == 0 && metrics.memory("partial") == 0);
+    relay.until("memory has returned", |metrics| {
+        metrics.memory("events") == 0 && metrics.memory("partial") == 0
+    });
 }
 
 const HOLDERS: u64 = 64;
@@ -27,7 +29,8 @@ fn half_frames_do_not_keep_a_small_connection_from_being_served(io: Io) {
     let relay = Relay::start(io, &format!("{} --memory 64MiB --linger 100ms", sink.destination()));
     let line = [&b"big "[..], &vec![b'x'; PAYLOAD_BYTES], b"\n"].concat();
     let (first, second) = line.split_at(line.len() / 2);
-    let (finish, wait_to_finish) = (std::sync::Barrier::new(HOLDERS as usize + 1), std::sync::Barrier::new(HOLDERS as usize + 1));
+    let (finish, wait_to_finish) =
+        (std::sync::Barrier::new(HOLDERS as usize + 1), std::sync::Barrier::new(HOLDERS as usize + 1));
     std::thread::scope(|scope| {
         for _ in 0..HOLDERS {
             scope.spawn(|| {
@@ -41,9 +44,11 @@ fn half_frames_do_not_keep_a_small_connection_from_being_served(io: Io) {
             });
         }
         wait_to_finish.wait();
-        relay.until("the share of half frames is spent", |metrics| metrics.memory("partial") > (64 << 20) / 8);
+        relay
+            .until("the share of half frames is spent", |metrics| metrics.memory("partial") > (64 << 20) / 8);
         relay.send(&b"small 1\n".repeat(1_000));
-        let metrics = relay.until("the small connection is served", |metrics| metrics.delivered("small") == 1_000);
+        let metrics =
+            relay.until("the small connection is served", |metrics| metrics.delivered("small") == 1_000);
         assert_eq!(metrics.received("big"), 0);
         finish.wait();
     });
@@ -79,8 +84,11 @@ fn an_outage_is_counted_exactly_where_events_are_dropped(io: Io) {
 fn memory_returns_when_everything_is_delivered(io: Io) {
     let faults = "--fail-records 0.3 --fail-calls 0.1 --cut 0.05 --garbage 0.05 --latency 1ms-10ms";
     let sink = Sink::start(faults);
-    let relay = Relay::start(io, &format!("{} --memory 64MiB --retry-base 10ms --retry-max 1s", sink.destination()));
-    send(relay.address(), "--events 50000 --size 57-2000 --connections 16 --streams 50").wait().assert_code(0);
+    let relay =
+        Relay::start(io, &format!("{} --memory 64MiB --retry-base 10ms --retry-max 1s", sink.destination()));
+    send(relay.address(), "--events 50000 --size 57-2000 --connections 16 --streams 50")
+        .wait()
+        .assert_code(0);
     relay.until_settled(50_000);
     assert_memory_returns(&relay);
     let mut half = relay.connect();
@@ -92,7 +100,10 @@ fn memory_returns_when_everything_is_delivered(io: Io) {
 
 fn a_frame_larger_than_a_streams_share_is_still_taken(io: Io) {
     let sink = Sink::start("");
-    let relay = Relay::start(io, &format!("{} --memory 40MiB --max-connections 100 --linger 100ms", sink.destination()));
+    let relay = Relay::start(
+        io,
+        &format!("{} --memory 40MiB --max-connections 100 --linger 100ms", sink.destination()),
+    );
     let line = [&b"big "[..], &vec![b'x'; PAYLOAD_BYTES], b"\n"].concat();
     (0..20).for_each(|_| relay.send(&line));
     let metrics = relay.until_settled(20);

@@ -15,7 +15,12 @@ fn without_io_uring(command: &mut Command) -> &mut Command {
 
 #[allow(unsafe_code, reason = "prctl takes a pointer to the filter")]
 fn refuse_io_uring() -> std::io::Result<()> {
-    let statement = |code: u32, jump_if_not: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: jump_if_not, k };
+    let statement = |code: u32, jump_if_not: u8, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: jump_if_not,
+        k,
+    };
     let mut filter = [
         // The number of the system call is the first word of seccomp_data.
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
@@ -35,7 +40,11 @@ fn refuse_io_uring() -> std::io::Result<()> {
 /// The sysctl is found to blame first, where it forbids io_uring too.
 fn refuser() -> &'static str {
     let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-    if ["", "0"].contains(&sysctl.trim()) { "io_uring is refused by a seccomp filter" } else { "io_uring_disabled" }
+    if ["", "0"].contains(&sysctl.trim()) {
+        "io_uring is refused by a seccomp filter"
+    } else {
+        "io_uring_disabled"
+    }
 }
 
 #[test]
@@ -47,7 +56,12 @@ fn auto_falls_back_to_epoll_with_one_warning_that_names_the_refuser() {
     assert_eq!(metrics.sum("standpipe_io_driver_info", &[("driver", "epoll")]), 1);
     let ended = relay.terminate();
     ended.assert_code(0);
-    assert_eq!((ended.lines_with(refuser()), ended.lines_with("\"WARN\"")), (1, 1), "{}", ended.log.join("\n"));
+    assert_eq!(
+        (ended.lines_with(refuser()), ended.lines_with("\"WARN\"")),
+        (1, 1),
+        "{}",
+        ended.log.join("\n")
+    );
 }
 
 #[test]

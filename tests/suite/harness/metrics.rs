@@ -28,7 +28,10 @@ impl Metrics {
             sample.labels.iter().any(|label| label.0 == *key && label.1 == *value)
         };
         let chosen = self.samples.iter().filter(|sample| sample.name == name);
-        chosen.filter(|sample| labels.iter().all(|label| has(sample, label))).map(|sample| sample.value as u64).sum()
+        chosen
+            .filter(|sample| labels.iter().all(|label| has(sample, label)))
+            .map(|sample| sample.value as u64)
+            .sum()
     }
 
     /// The sum of all samples of a name.

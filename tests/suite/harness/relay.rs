@@ -119,7 +119,8 @@ impl Relay {
     pub fn until_settled(&self, received: u64) -> Metrics {
         let what = format!("{received} events came and went");
         let metrics = self.until(&what, |metrics| {
-            metrics.total("standpipe_events_received_total") >= received && metrics.total("standpipe_events_held") == 0
+            metrics.total("standpipe_events_received_total") >= received
+                && metrics.total("standpipe_events_held") == 0
         });
         assert_identity(&metrics);
         assert_eq!(metrics.total("standpipe_events_received_total"), received);

@@ -24,7 +24,8 @@ impl Sink {
         let mut process = Process::start(&mut command);
         let mut line = String::new();
         BufReader::new(process.stdout()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://").and_then(|address| address.parse().ok());
+        let address =
+            line.trim().strip_prefix("listening on http://").and_then(|address| address.parse().ok());
         let address = address.unwrap_or_else(|| panic!("the sink did not start: {:?}", process.log()));
         Self { _process: process, address }
     }
