@@ -235,8 +235,12 @@ impl Epoll {
                 handler.sent(key, length);
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => (),
-            // Reading will say that the connection failed.
-            Err(_) => slot.outbox.clear(),
+            // Reading, unless it has ended, will say that the connection failed.
+            Err(_) => {
+                let lost = slot.outbox.len();
+                slot.outbox.clear();
+                handler.sent(key, lost);
+            }
         }
     }
 

@@ -332,8 +332,12 @@ impl Uring {
                 }
                 handler.sent(key, length);
             }
-            // Reading will say that the connection failed.
-            Err(_) => slot.outbox.clear(),
+            // Reading, unless it has ended, will say that the connection failed.
+            Err(_) => {
+                let lost = sent.len() + slot.outbox.len();
+                slot.outbox.clear();
+                handler.sent(key, lost);
+            }
         }
         self.send_next(key);
         self.free_if_done(key);

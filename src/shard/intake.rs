@@ -264,9 +264,7 @@ impl Intake {
                 continue;
             }
             self.shared.memory.remove_waiting();
-            if peer.ended {
-                self.close(key);
-            }
+            self.close_if_done(key);
         }
     }
 
@@ -427,6 +425,17 @@ impl Intake {
         Taken::Yes
     }
 
+    /// Closes a connection that has ended, once all that it sent was taken and all its answers were written: a
+    /// peer that closed only its own side still reads.
+    fn close_if_done(&mut self, key: Key) {
+        let done = self.peers[key as usize].as_ref().is_some_and(|peer| {
+            peer.ended && !peer.connection.is_blocked() && peer.answers_bytes == 0
+        });
+        if done {
+            self.close(key);
+        }
+    }
+
     /// Closes a connection and gives back all that it held.
     pub(super) fn close(&mut self, key: Key) {
         let Some(peer) = self.peers[key as usize].take() else { return };
@@ -493,21 +502,23 @@ impl Handler for Intake {
     fn ended(&mut self, key: Key, end: End) {
         let Some(peer) = self.peers[key as usize].as_mut() else { return };
         peer.ended = true;
-        let (has_sent, is_blocked) = (peer.has_sent, peer.connection.is_blocked());
+        let has_sent = peer.has_sent;
         match end {
-            End::Failed => self.counters().failed.add(1),
+            End::Failed => {
+                // Nobody is there any more who could read an answer.
+                peer.answers_bytes = 0;
+                self.counters().failed.add(1);
+            }
             End::Closed if !has_sent => self.counters().health_probes.add(1),
             End::Closed => (),
         }
-        // What a blocked connection has sent is still to be taken; it is closed when that is done.
-        if !is_blocked {
-            self.close(key);
-        }
+        self.close_if_done(key);
     }
 
     fn sent(&mut self, key: Key, bytes: usize) {
         if let Some(peer) = self.peers[key as usize].as_mut() {
             peer.answers_bytes = peer.answers_bytes.saturating_sub(bytes);
+            self.close_if_done(key);
         }
     }
 
