@@ -120,7 +120,7 @@ impl Driver {
             DriverKind::Uring { incremental } => {
                 Driver::Uring(Box::new(Uring::new(listeners, returns, shard, receive_bytes, incremental)?))
             }
-            DriverKind::Epoll => Driver::Epoll(Box::new(Epoll::new(listeners, returns, shard)?)),
+            DriverKind::Epoll => Driver::Epoll(Box::new(Epoll::new(listeners, returns, shard, receive_bytes)?)),
         })
     }
 

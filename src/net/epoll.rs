@@ -45,11 +45,21 @@ pub struct Epoll {
     free: Vec<Key>,
     scratch: Vec<u8>,
     events: Vec<epoll::Event>,
+    /// How many of the events are dealt with.
+    handled: usize,
+    /// Bytes after which the shard gets its turn, as the ring of buffers bounds it with io_uring: only then is
+    /// it looked at whether memory still allows every connection to be read.
+    round_bytes: u64,
     accept_rests_until: Option<Instant>,
 }
 
 impl Epoll {
-    pub(super) fn new(listeners: Vec<OwnedFd>, returns: Arc<[Returns]>, shard: usize) -> io::Result<Self> {
+    pub(super) fn new(
+        listeners: Vec<OwnedFd>,
+        returns: Arc<[Returns]>,
+        shard: usize,
+        receive_bytes: usize,
+    ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, returns[shard].bell.as_fd(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
         for (index, listener) in listeners.iter().enumerate() {
@@ -65,11 +75,31 @@ impl Epoll {
             free: Vec::new(),
             scratch: vec![0; READ_BYTES],
             events: Vec::with_capacity(EVENTS_AT_ONCE),
+            handled: 0,
+            round_bytes: receive_bytes as u64,
             accept_rests_until: None,
         })
     }
 
     pub(super) fn wait(&mut self, timeout: Option<Duration>, pause: Duration, handler: &mut impl Handler) -> io::Result<Reaped> {
+        if self.handled == self.events.len() {
+            self.wait_for_events(timeout, pause)?;
+        }
+        let mut reaped = Reaped::default();
+        while self.handled < self.events.len() && reaped.bytes < self.round_bytes {
+            let epoll::Event { data, flags } = self.events[self.handled];
+            self.handled += 1;
+            match data.u64() {
+                BELL => self.returns[self.shard].bell.hear(),
+                listener if listener >= LISTENER => self.accept((listener - LISTENER) as usize, ACCEPTS_AT_ONCE, handler),
+                // The connection may have been closed since, and the key be another's: reading that one is harmless.
+                key => self.serve(key as Key, flags, handler, &mut reaped),
+            }
+        }
+        Ok(reaped)
+    }
+
+    fn wait_for_events(&mut self, timeout: Option<Duration>, pause: Duration) -> io::Result<()> {
         self.wake_listeners();
         let timeout = if self.accept_rests_until.is_some() {
             Some(timeout.unwrap_or(ACCEPT_REST).min(ACCEPT_REST))
@@ -81,16 +111,7 @@ impl Epoll {
             super::pause_before_reaping(pause);
             self.poll(Some(Duration::ZERO))?;
         }
-        let mut reaped = Reaped::default();
-        for index in 0..self.events.len() {
-            let epoll::Event { data, flags } = self.events[index];
-            match data.u64() {
-                BELL => self.returns[self.shard].bell.hear(),
-                listener if listener >= LISTENER => self.accept((listener - LISTENER) as usize, ACCEPTS_AT_ONCE, handler),
-                key => self.serve(key as Key, flags, handler, &mut reaped),
-            }
-        }
-        Ok(reaped)
+        Ok(())
     }
 
     fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
@@ -99,6 +120,7 @@ impl Epoll {
             tv_nsec: i64::from(timeout.subsec_nanos()),
         });
         self.events.clear();
+        self.handled = 0;
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -142,10 +164,12 @@ impl Epoll {
         handler.ended(key, end);
     }
 
-    fn accept(&mut self, listener: usize, at_most: usize, handler: &mut impl Handler) {
+    fn accept(&mut self, index: usize, at_most: usize, handler: &mut impl Handler) {
         for _ in 0..at_most {
-            match accept_with(&self.listeners[listener], SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok(socket) => self.open(socket, listener, handler),
+            // An event may be older than the end of listening.
+            let Some(listener) = self.listeners.get(index) else { return };
+            match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok(socket) => self.open(socket, index, handler),
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return,
                 Err(rustix::io::Errno::CONNABORTED) => (),
                 Err(error) => {
