@@ -143,5 +143,6 @@ for io in "${drivers[@]}"; do
     row "$io: and ends with 0" $code "exit code $code"
 done
 
-printf '\n%s\n' "${rows[@]}"
+echo
+printf '%s\n' "${rows[@]}"
 exit $failed
