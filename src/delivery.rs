@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
-use crate::batch::{Batch, Body, Fate};
+use crate::batch::{Batch, Body, Fate, LINES_BYTES_MAX};
 use crate::config::Config;
 use crate::destination::{Call, Destination, Encoding, Outcome, RecordOutcome, Refusal};
 use crate::encode::BILLING_STEP_BYTES;
@@ -232,7 +232,7 @@ impl Delivery {
         match body {
             Body::Records { json, records } => queue.push(Piece::from_encoded(ticket, json, records, charge)),
             Body::Lines(lines) => {
-                let alone = self.parts.returns.len() == 1 || self.draining || lines.len() >= crate::buffer::LINES_BYTES_MAX;
+                let alone = self.parts.returns.len() == 1 || self.draining || lines.len() >= LINES_BYTES_MAX;
                 let due = if alone { now } else { ticket.sealed + GATHER_WAIT };
                 queue.push_loose(Loose::new(ticket, lines, charge, due));
             }
@@ -340,7 +340,8 @@ impl Delivery {
                 }
                 Readiness::Now => (),
             }
-            let starved = self.in_flight >= calls_max || (failing && self.failing_in_flight >= calls_max.div_ceil(2));
+            let starved =
+                self.in_flight >= calls_max || (failing && self.failing_in_flight >= calls_max.div_ceil(2));
             if starved {
                 self.starved.push(index);
                 return;
@@ -466,7 +467,13 @@ impl Delivery {
     }
 
     /// Settles the records that were accepted and queues exactly the others again.
-    fn judge_partial(&mut self, counters: &LaneCounters, piece: Piece, answers: &[RecordOutcome], now: Instant) -> Verdict {
+    fn judge_partial(
+        &mut self,
+        counters: &LaneCounters,
+        piece: Piece,
+        answers: &[RecordOutcome],
+        now: Instant,
+    ) -> Verdict {
         let count = |wanted| answers.iter().filter(|answer| **answer == wanted).count() as u64;
         let (accepted, throttled) = (count(RecordOutcome::Accepted), count(RecordOutcome::Throttled));
         counters.records(accepted, metrics::Outcome::Ok);
@@ -577,7 +584,9 @@ impl Delivery {
     /// Lets shards know whether all lanes of a stream are parked.
     fn note_parked(&mut self, stream: u64) {
         let Some(queue) = self.streams.get(&stream) else { return };
-        let parked = |lane: usize| self.lanes[lane].as_ref().is_some_and(|lane| lane.policy.state() == LaneState::Parked);
+        let parked = |lane: usize| {
+            self.lanes[lane].as_ref().is_some_and(|lane| lane.policy.state() == LaneState::Parked)
+        };
         let all = queue.links.iter().all(|link| parked(link.lane));
         if queue.stream.parked.swap(all, Relaxed) != all {
             self.released = true;
@@ -637,9 +646,12 @@ impl Delivery {
 
     fn sweep(&mut self, now: Instant) {
         let idle = |queue: &StreamQueue| {
-            queue.is_empty() && queue.in_flight == 0 && now.saturating_duration_since(queue.used_at) > IDLE_STREAM
+            queue.is_empty()
+                && queue.in_flight == 0
+                && now.saturating_duration_since(queue.used_at) > IDLE_STREAM
         };
-        let gone: Vec<u64> = self.streams.iter().filter(|(_, queue)| idle(queue)).map(|(id, _)| *id).collect();
+        let gone: Vec<u64> =
+            self.streams.iter().filter(|(_, queue)| idle(queue)).map(|(id, _)| *id).collect();
         for id in gone {
             let Some(queue) = self.streams.remove(&id) else { continue };
             for link in queue.links {
@@ -679,6 +691,8 @@ fn counted_as(kind: Refusal) -> metrics::Outcome {
     match kind {
         Refusal::Throttled => metrics::Outcome::Throttled,
         Refusal::Transient => metrics::Outcome::Internal,
-        Refusal::Credentials | Refusal::Key | Refusal::Permanent | Refusal::Content => metrics::Outcome::Rejected,
+        Refusal::Credentials | Refusal::Key | Refusal::Permanent | Refusal::Content => {
+            metrics::Outcome::Rejected
+        }
     }
 }

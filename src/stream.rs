@@ -30,7 +30,7 @@ pub struct Stream {
     /// The delivery streams that it is delivered to, at least one.
     pub delivery_streams: Box<[Arc<str>]>,
     /// The memory that it holds.
-    pub account: Account,
+    pub account: Arc<Account>,
     /// Set by delivery while every one of its lanes is parked by a permanent refusal.
     pub parked: AtomicBool,
 }
@@ -105,7 +105,7 @@ impl Registry {
             packing: configured.map_or(config.packing, |stream| stream.packing),
             on_full: configured.map_or(config.on_full, |stream| stream.on_full),
             delivery_streams,
-            account: Account::default(),
+            account: Arc::default(),
             parked: AtomicBool::new(false),
         }
     }
