@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, Busy};
 use crate::buffer::Shape;
-use crate::config::{Config, DestinationChoice, ListenAddress};
+use crate::config::{BodyHash, Config, DestinationChoice, ListenAddress};
 use crate::delivery::{Command, Delivery, Parts};
 use crate::destination::Destination;
 use crate::destination::directory::Directory;
@@ -110,6 +110,7 @@ async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<
                 call_timeout: config.call_timeout,
                 connect_timeout: config.connect_timeout,
                 max_idle_connections: config.max_calls,
+                groups_hashes: config.body_hash == BodyHash::Grouped,
             })
             .await?,
         ),
