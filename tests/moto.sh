@@ -7,15 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-target=${CARGO_TARGET_DIR:-target}
-relay=${1:-${STANDPIPE:-}}
-for built in "$target/debug/standpipe" "$target/release/standpipe"; do
-    [[ -n $relay || ! -x $built ]] || relay=$built
-done
-if [[ ! -x $relay ]]; then
-    echo "moto: there is no relay at '${relay:-$target/debug/standpipe}'; run cargo build first" >&2
-    exit 1
-fi
+source tests/lib/find_relay.sh
 
 venv=$target/moto/venv
 log=$target/moto/install.log
