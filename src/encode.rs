@@ -171,11 +171,8 @@ impl Encoder {
     /// The capacity to have before `length` more raw bytes: what they need at worst, or twice what there is.
     fn wanted_json(&self, length: usize) -> usize {
         let staged = self.staging.len() + length;
-        let needed = self.json.len()
-            + BODY_OPEN.len()
-            + base64_length(staged)
-            + 2 * RECORD_OVERHEAD
-            + TAIL_BYTES_MAX;
+        let needed =
+            self.json.len() + BODY_OPEN.len() + base64_length(staged) + 2 * RECORD_OVERHEAD + TAIL_BYTES_MAX;
         if needed <= self.json.capacity() {
             return self.json.capacity();
         }

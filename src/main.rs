@@ -19,7 +19,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// Two arenas, so that what shards and delivery free is used again by each other; pages go back within a second.
 #[allow(unsafe_code, reason = "the allocator reads its options from this symbol")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
-static ALLOCATOR_OPTIONS: &[u8; 72] = b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,background_thread:true\0\0\0";
+static ALLOCATOR_OPTIONS: &[u8; 72] =
+    b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,background_thread:true\0\0\0";
 
 const CANNOT_START: u8 = 1;
 const EVENTS_LEFT: u8 = 3;

@@ -115,7 +115,13 @@ impl Driver {
     ///
     /// # Errors
     /// Where the kernel refuses; for io_uring [`probe::probe`] has asked before.
-    pub fn new(kind: DriverKind, listeners: Vec<OwnedFd>, returns: Arc<[Returns]>, shard: usize, receive_bytes: usize) -> io::Result<Self> {
+    pub fn new(
+        kind: DriverKind,
+        listeners: Vec<OwnedFd>,
+        returns: Arc<[Returns]>,
+        shard: usize,
+        receive_bytes: usize,
+    ) -> io::Result<Self> {
         Ok(match kind {
             DriverKind::Uring { incremental } => {
                 Driver::Uring(Box::new(Uring::new(listeners, returns, shard, receive_bytes, incremental)?))
@@ -129,7 +135,12 @@ impl Driver {
     ///
     /// # Errors
     /// Where the kernel fails in a way that no retry mends.
-    pub fn wait(&mut self, timeout: Option<Duration>, pause: Duration, handler: &mut impl Handler) -> io::Result<Reaped> {
+    pub fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        pause: Duration,
+        handler: &mut impl Handler,
+    ) -> io::Result<Reaped> {
         either!(self, driver => driver.wait(timeout, pause, handler))
     }
 
@@ -167,13 +178,19 @@ impl Driver {
 ///
 /// # Errors
 /// Where an address cannot be bound, with a sentence that names it.
-pub fn listen(addresses: &[ListenAddress], shards: usize, takeover: bool) -> io::Result<(Vec<Vec<OwnedFd>>, Vec<ListenAddress>)> {
+pub fn listen(
+    addresses: &[ListenAddress],
+    shards: usize,
+    takeover: bool,
+) -> io::Result<(Vec<Vec<OwnedFd>>, Vec<ListenAddress>)> {
     let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
     let mut bound = Vec::with_capacity(addresses.len());
     for address in addresses {
         let explain = |error: io::Error| {
             let hint = match error.kind() {
-                io::ErrorKind::AddrInUse => "; another process listens there (--takeover shares it on purpose)",
+                io::ErrorKind::AddrInUse => {
+                    "; another process listens there (--takeover shares it on purpose)"
+                }
                 io::ErrorKind::PermissionDenied => "; this user may not",
                 _ => "",
             };
@@ -197,10 +214,15 @@ pub fn listen(addresses: &[ListenAddress], shards: usize, takeover: bool) -> io:
 /// Connections that may wait to be accepted, a listener. The kernel bounds it by net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-fn listen_tcp(address: std::net::SocketAddr, shards: usize, takeover: bool) -> io::Result<(Vec<OwnedFd>, std::net::SocketAddr)> {
+fn listen_tcp(
+    address: std::net::SocketAddr,
+    shards: usize,
+    takeover: bool,
+) -> io::Result<(Vec<OwnedFd>, std::net::SocketAddr)> {
     use socket2::{Domain, Protocol, Socket, Type};
     let open = |address: std::net::SocketAddr, shared: bool| -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        let socket =
+            Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(shared)?;
         if address.is_ipv6() {

@@ -121,7 +121,12 @@ fn instance() -> String {
     format!("{:08x}", fastrand::u32(..))
 }
 
-fn share(config: Arc<Config>, plan: &Plan, metrics: Arc<Metrics>, destination: &Destination) -> io::Result<Arc<Shared>> {
+fn share(
+    config: Arc<Config>,
+    plan: &Plan,
+    metrics: Arc<Metrics>,
+    destination: &Destination,
+) -> io::Result<Arc<Shared>> {
     let memory = Memory::new(plan);
     let returns = (0..plan.shards).map(|_| Returns::new()).collect::<io::Result<Arc<[Returns]>>>()?;
     Ok(Arc::new(Shared {
@@ -188,7 +193,11 @@ async fn sweep_idle(shared: Arc<Shared>, delivery: mpsc::Sender<Command>) {
 }
 
 /// Waits to be told, then drains. SIGTERM and SIGINT tell, as does `POST /drain`; the second signal hurries.
-async fn wait_and_drain(shared: &Arc<Shared>, delivery: &mpsc::Sender<Command>, lifecycle: &Lifecycle) -> io::Result<Drained> {
+async fn wait_and_drain(
+    shared: &Arc<Shared>,
+    delivery: &mpsc::Sender<Command>,
+    lifecycle: &Lifecycle,
+) -> io::Result<Drained> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {

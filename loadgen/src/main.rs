@@ -58,23 +58,23 @@ struct SinkArguments {
     /// Seed of the faults.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    #[command(flatten)]
-    settings: Settings,
     /// Bind the sink to this CPU.
     #[arg(long, value_name = "CPU")]
     pin: Option<usize>,
     /// Writes the ledger as JSON when told to stop (SIGTERM or SIGINT); `-` is standard output.
     #[arg(long, value_name = "FILE")]
     json: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 #[derive(clap::Args)]
 struct RunArguments {
-    #[command(flatten)]
-    options: run::Options,
     /// Writes the report as JSON; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     json: Option<String>,
+    #[command(flatten)]
+    options: run::Options,
 }
 
 fn main() -> ExitCode {

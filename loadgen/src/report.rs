@@ -4,7 +4,7 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 use crate::send::Sent;
-use crate::sink::ledger::{Percentiles, Totals};
+use crate::sink::totals::{Percentiles, Totals};
 
 /// Two columns, the figures to the right.
 pub fn table(rows: &[(&str, String)]) -> Table {

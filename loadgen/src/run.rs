@@ -19,9 +19,9 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::progress::Follower;
-use crate::schedule::unix_ns;
 use crate::send::{Load, Plan, Progress, Sent, Target, send};
-use crate::sink::ledger::{Check, Ledger, Totals};
+use crate::sink::ledger::{Check, Ledger};
+use crate::sink::totals::Totals;
 use crate::sink::{Settings, Sink};
 use crate::units::parse_duration;
 use metrics::Metrics;
@@ -50,12 +50,6 @@ pub struct Options {
     /// Where the relay delivers to.
     #[arg(long, value_name = "KIND", default_value = "firehose")]
     pub destination: Destination,
-    /// What is sent.
-    #[command(flatten)]
-    pub load: Load,
-    /// What the sink does.
-    #[command(flatten)]
-    pub settings: Settings,
     /// Bind the relay to this CPU.
     #[arg(long, value_name = "CPU")]
     pub pin_relay: Option<usize>,
@@ -74,6 +68,12 @@ pub struct Options {
     /// Keep the relay's log and, for `directory`, what it wrote; says where.
     #[arg(long)]
     pub keep: bool,
+    /// What is sent.
+    #[command(flatten)]
+    pub load: Load,
+    /// What the sink does.
+    #[command(flatten)]
+    pub settings: Settings,
     /// More arguments for the relay.
     #[arg(last = true, value_name = "RELAY ARGUMENTS")]
     pub relay_arguments: Vec<String>,
@@ -172,7 +172,6 @@ fn load_and_stop(
 ) -> anyhow::Result<Report> {
     let before = relay.usage()?;
     let load_before = Usage::of("self")?;
-    let started = (Instant::now(), unix_ns());
     let sent = send_all(options, plan, relay)?;
     let settled = settle(relay, sent.events_sent, options.settle)?;
     let load_after = Usage::of("self")?;
@@ -190,7 +189,7 @@ fn load_and_stop(
     checks.push(Verdict::new("the relay ended well", status.is_some_and(|status| status.success()), ended));
     let load = RelayUsage::between(load_before, load_after, sent.events_sent);
     let last = sink.and_then(|sink| sink.with_ledger(|ledger| ledger.last_accepted())).unwrap_or(settled.at);
-    let seconds = last.saturating_duration_since(started.0).as_secs_f64();
+    let seconds = last.saturating_duration_since(sent.started).as_secs_f64();
     let each_second = |amount: u64| if seconds > 0.0 { amount as f64 / seconds } else { 0.0 };
     Ok(Report {
         version: 1,
@@ -226,9 +225,14 @@ fn send_all(options: &Options, plan: &Plan, relay: &Relay) -> anyhow::Result<Sen
     send(plan, &Target::Tcp(relay.ready().listen), &progress, options.pin_load)
 }
 
+/// Pauses between two looks at the metrics grow: a short wait is seen exactly, a long one costs the relay little.
+const POLL_MIN: Duration = Duration::from_millis(2);
+const POLL_MAX: Duration = Duration::from_millis(250);
+
 /// Waits until the relay has received all and holds nothing, by its own metrics.
 fn settle(relay: &mut Relay, sent: u64, within: Duration) -> anyhow::Result<Settled> {
     let deadline = Instant::now() + within;
+    let mut pause = POLL_MIN;
     loop {
         let metrics = relay.metrics()?;
         let (at, usage) = (Instant::now(), relay.usage()?);
@@ -237,7 +241,8 @@ fn settle(relay: &mut Relay, sent: u64, within: Duration) -> anyhow::Result<Sett
         if in_time || at >= deadline {
             return Ok(Settled { metrics, counts, usage, at, in_time });
         }
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(pause);
+        pause = (pause * 3 / 2).min(POLL_MAX);
     }
 }
 

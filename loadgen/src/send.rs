@@ -206,6 +206,9 @@ pub struct StreamSent {
 /// What was sent. An event counts as sent when its last byte was taken by the kernel.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sent {
+    /// When the first event was planned, after all connections were open.
+    #[serde(skip)]
+    pub started: Instant,
     /// The seed of sizes and fillers.
     pub seed: u64,
     /// Events that the plan asked for; where only time ended the run, those sent.
@@ -272,6 +275,7 @@ pub fn send(plan: &Plan, target: &Target, progress: &Progress, pin: Option<usize
     let sockets = connect_all(target, plan.load.connections)?;
     let clock = Clock::new();
     let schedule = plan.schedule(clock.now_ns());
+    let started = Instant::now();
     let mut shares: Vec<_> =
         (0..plan.load.threads).map(|thread| Share::new(plan, schedule, clock, thread)).collect();
     for (number, socket) in sockets.into_iter().enumerate() {
@@ -289,7 +293,7 @@ pub fn send(plan: &Plan, target: &Target, progress: &Progress, pin: Option<usize
             .collect();
         threads.into_iter().map(|thread| thread.join().expect("a sending thread does not panic")).collect()
     });
-    summary(plan, schedule, done)
+    summary(plan, schedule, started, done)
 }
 
 /// What one thread did.
@@ -311,7 +315,12 @@ struct Done {
 /// The most failures told in full.
 const ERRORS_MAX: usize = 10;
 
-fn summary(plan: &Plan, schedule: Schedule, done: Vec<anyhow::Result<Done>>) -> anyhow::Result<Sent> {
+fn summary(
+    plan: &Plan,
+    schedule: Schedule,
+    started: Instant,
+    done: Vec<anyhow::Result<Done>>,
+) -> anyhow::Result<Sent> {
     let done = done.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let sum = |of: fn(&Done) -> u64| done.iter().map(of).sum::<u64>();
     let max = |of: fn(&Done) -> u64| done.iter().map(of).max().unwrap_or(0);
@@ -323,6 +332,7 @@ fn summary(plan: &Plan, schedule: Schedule, done: Vec<anyhow::Result<Done>>) -> 
     let events_planned = schedule.total().unwrap_or(events_sent);
     let seconds = max(|done| done.last_write_ns).saturating_sub(schedule.start_ns()) as f64 / 1e9;
     let mut sent = Sent {
+        started,
         seed: plan.load.seed,
         events_planned,
         events_sent,

@@ -11,6 +11,7 @@ pub mod faults;
 pub mod ledger;
 pub mod protocol;
 pub mod sequences;
+pub mod totals;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -26,7 +27,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, oneshot, watch};
 
 use faults::Faults;
-use ledger::{Check, Ledger, Totals};
+use ledger::{Check, Ledger};
+use totals::Totals;
 
 /// What the sink does: the options that `sink` and `run` share.
 #[derive(Debug, Clone, clap::Args)]

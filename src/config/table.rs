@@ -58,7 +58,8 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         key: "max_connections",
         group: Group::Listening,
         help: "Most connections open at one time",
-        doc: "Further ones wait in the system's accept queue. Each costs a file descriptor.",
+        doc: "Further ones are closed at once and counted. Open files and memory may bound it lower (`standpipe check` \
+              says to how many).",
         default: "20_000",
         kind: Kind::Count { from: 1, to: 1_000_000, word: None, set: |c, n| c.max_connections = n as usize },
     },

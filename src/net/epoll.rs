@@ -51,7 +51,12 @@ pub struct Epoll {
 impl Epoll {
     pub(super) fn new(listeners: Vec<OwnedFd>, returns: Arc<[Returns]>, shard: usize) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, returns[shard].bell.as_fd(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
+        epoll::add(
+            &epoll,
+            returns[shard].bell.as_fd(),
+            epoll::EventData::new_u64(BELL),
+            epoll::EventFlags::IN,
+        )?;
         for (index, listener) in listeners.iter().enumerate() {
             let data = epoll::EventData::new_u64(LISTENER + index as u64);
             epoll::add(&epoll, listener, data, epoll::EventFlags::IN)?;
@@ -69,7 +74,12 @@ impl Epoll {
         })
     }
 
-    pub(super) fn wait(&mut self, timeout: Option<Duration>, pause: Duration, handler: &mut impl Handler) -> io::Result<Reaped> {
+    pub(super) fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        pause: Duration,
+        handler: &mut impl Handler,
+    ) -> io::Result<Reaped> {
         self.wake_listeners();
         let timeout = if self.accept_rests_until.is_some() {
             Some(timeout.unwrap_or(ACCEPT_REST).min(ACCEPT_REST))
@@ -86,7 +96,9 @@ impl Epoll {
             let epoll::Event { data, flags } = self.events[index];
             match data.u64() {
                 BELL => self.returns[self.shard].bell.hear(),
-                listener if listener >= LISTENER => self.accept((listener - LISTENER) as usize, ACCEPTS_AT_ONCE, handler),
+                listener if listener >= LISTENER => {
+                    self.accept((listener - LISTENER) as usize, ACCEPTS_AT_ONCE, handler);
+                }
                 key => self.serve(key as Key, flags, handler, &mut reaped),
             }
         }

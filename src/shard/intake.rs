@@ -193,7 +193,8 @@ impl Intake {
     pub(super) fn close_quiet(&mut self, quiet: Duration) {
         for key in self.keys() {
             let Some(peer) = self.peers[key as usize].as_ref() else { continue };
-            let is_quiet = peer.connection.is_at_boundary() && self.now.saturating_duration_since(peer.last_data) >= quiet;
+            let is_quiet = peer.connection.is_at_boundary()
+                && self.now.saturating_duration_since(peer.last_data) >= quiet;
             if is_quiet || quiet.is_zero() {
                 self.close(key);
             }
@@ -515,7 +516,9 @@ impl Handler for Intake {
         let due = self.accept_failed_at.is_none_or(|at| self.now - at > Duration::from_secs(30));
         if due {
             self.accept_failed_at = Some(self.now);
-            tracing::warn!("connections cannot be accepted, which is tried again ten times a second: {error}");
+            tracing::warn!(
+                "connections cannot be accepted, which is tried again ten times a second: {error}"
+            );
         }
     }
 }

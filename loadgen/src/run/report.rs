@@ -7,7 +7,7 @@ use super::relay::Usage;
 use super::verify::{Fate, RelayCounts, Verdict};
 use crate::report::{grouped, latency, ratio, table};
 use crate::send::{Load, Sent};
-use crate::sink::ledger::{Percentiles, Totals};
+use crate::sink::totals::{Percentiles, Totals};
 
 /// Everything about one run. `version` rises when a field changes its meaning.
 #[derive(Debug, Clone, Serialize)]
@@ -121,6 +121,7 @@ impl Report {
             _ => "-".to_owned(),
         };
         table(&[
+            ("seed", self.sent.seed.to_string()),
             ("events sent", grouped(self.sent.events_sent)),
             ("seconds", format!("{:.3}", self.seconds)),
             ("events/s", grouped(self.events_per_second as u64)),

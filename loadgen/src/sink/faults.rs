@@ -46,7 +46,7 @@ pub struct Faults {
     /// Share of the calls answered with a FailedPutCount that disagrees with the entries, which are right.
     #[arg(long, value_name = "P", default_value = "0", value_parser = parse_probability)]
     pub miscount: f64,
-    /// Share of the calls answered 500 InternalFailure; every other one of them is accepted.
+    /// Share of the calls answered 500 InternalFailure; about half of them are accepted.
     #[arg(long = "error-500", value_name = "P", default_value = "0", value_parser = parse_probability)]
     pub error_500: f64,
     /// Time between a call and its answer, such as 20ms or 5ms-50ms.

@@ -1,4 +1,5 @@
-//! The books of the sink: what was accepted, event by event, and how calls ended. It knows nothing of HTTP.
+//! The books of the sink: what was accepted, event by event, and how calls ended. It knows nothing of HTTP. What
+//! of it becomes JSON is in [`super::totals`].
 //!
 //! Invariants: an accepted line is counted in exactly one of `events_accepted`, `duplicate_events`,
 //! `corrupted_events`, `foreign_events` and `untracked_events`; the bit sets together hold at most
@@ -12,6 +13,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::sequences::Sequences;
+use super::totals::{Percentiles, StreamTotals, Totals, Violations};
 use crate::event::{self, Event, StreamSeed};
 
 /// How closely accepted events are looked at.
@@ -159,7 +161,7 @@ const VIOLATION_SAMPLES_MAX: usize = 100;
 /// The most seconds of throughput kept: a day.
 const SECONDS_MAX: usize = 86_400;
 
-type Latency = Histogram<u64>;
+pub(super) type Latency = Histogram<u64>;
 
 fn latency_histogram() -> Latency {
     Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("these bounds are legal")
@@ -451,83 +453,6 @@ impl Reader<'_> {
         self.counts.check_sum = self.counts.check_sum.wrapping_add(u64::from(event.check));
         if let Some(now_ns) = self.now_ns {
             self.latency.saturating_record(now_ns.saturating_sub(event.planned_ns) / 1_000);
-        }
-    }
-}
-
-/// The books as JSON.
-#[derive(Debug, Clone, Serialize)]
-pub struct Totals {
-    /// The seed of the faults.
-    pub seed: u64,
-    /// How closely events were looked at.
-    pub check: Check,
-    /// Time since the books were opened.
-    pub seconds: f64,
-    /// Calls by [`Outcome`], and in all (`total`); those still being read are in `total` only.
-    pub calls: BTreeMap<&'static str, u64>,
-    /// Calls by the HTTP status of the answer; `none` had none.
-    pub calls_by_status: BTreeMap<&'static str, u64>,
-    /// The sum over all delivery streams.
-    pub totals: Counts,
-    /// By delivery stream.
-    pub streams: BTreeMap<String, StreamTotals>,
-    /// Rules of the API that clients broke.
-    pub violations: Violations,
-    /// From planned to accepted, over all streams.
-    pub latency_ms: Percentiles,
-    /// Events accepted in each second since the start.
-    pub events_by_second: Vec<u64>,
-}
-
-/// The books of one delivery stream.
-#[derive(Debug, Clone, Serialize)]
-pub struct StreamTotals {
-    /// What was counted.
-    #[serde(flatten)]
-    pub counts: Counts,
-    /// Sequences of its stream not accepted below the highest accepted, over all connections (`full` only).
-    pub missing_below_highest: u64,
-    /// From planned to accepted; left out beyond the first 256 streams.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub latency_ms: Option<Percentiles>,
-}
-
-/// Rules broken.
-#[derive(Debug, Clone, Serialize)]
-pub struct Violations {
-    /// How many times.
-    pub total: u64,
-    /// By rule.
-    pub by_kind: BTreeMap<&'static str, u64>,
-    /// The first hundred, in words.
-    pub samples: Vec<String>,
-}
-
-/// A distribution of latencies, in milliseconds, to three digits.
-#[derive(Debug, Clone, Copy, Serialize)]
-#[allow(missing_docs, reason = "the names say it")]
-pub struct Percentiles {
-    pub count: u64,
-    pub mean: f64,
-    pub p50: f64,
-    pub p90: f64,
-    pub p99: f64,
-    pub p99_9: f64,
-    pub max: f64,
-}
-
-impl Percentiles {
-    fn of(latency: &Latency) -> Self {
-        let at = |quantile| latency.value_at_quantile(quantile) as f64 / 1e3;
-        Self {
-            count: latency.len(),
-            mean: latency.mean() / 1e3,
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p99_9: at(0.999),
-            max: latency.max() as f64 / 1e3,
         }
     }
 }
