@@ -42,7 +42,7 @@ delivery_streams = ["spread-1", "spread-2"]
 
 
 def main(binary):
-    seed = int.from_bytes(os.urandom(4)) if 'SEED' not in os.environ else int(os.environ['SEED'])
+    seed = int(os.environ.get('SEED') or random.SystemRandom().getrandbits(32))
     print(f'moto: seed {seed} (SEED={seed} repeats it)', flush=True)
     environment = clean_environment(
         AWS_ACCESS_KEY_ID='test', AWS_SECRET_ACCESS_KEY='test', AWS_REGION=REGION, AWS_EC2_METADATA_DISABLED='true'
