@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
@@ -193,7 +193,8 @@ async fn sweep_idle(shared: Arc<Shared>, delivery: mpsc::Sender<Command>) {
     }
 }
 
-/// Waits to be told, then drains. SIGTERM and SIGINT tell, as does `POST /drain`; the second signal hurries.
+/// Waits to be told, then drains. SIGTERM and SIGINT tell, as does `POST /drain`. A second
+/// signal cuts `pre_drain_delay` short; one during the drain hurries that.
 async fn wait_and_drain(
     shared: &Arc<Shared>,
     delivery: &mpsc::Sender<Command>,
@@ -207,18 +208,22 @@ async fn wait_and_drain(
         () = lifecycle.drain_asked() => info!("asked to drain"),
     }
     lifecycle.draining();
-    let hurry = async {
+    let delay = shared.config.pre_drain_delay;
+    if !delay.is_zero() {
         tokio::select! {
-            _ = terminate.recv() => (),
-            _ = interrupt.recv() => (),
+            () = tokio::time::sleep(delay) => (),
+            () = either(&mut terminate, &mut interrupt) => info!("a signal again: pre_drain_delay is cut short"),
         }
-    };
-    tokio::pin!(hurry);
-    tokio::select! {
-        () = tokio::time::sleep(shared.config.pre_drain_delay) => (),
-        () = &mut hurry => info!("a signal again: pre_drain_delay is cut short"),
     }
-    Ok(drain::drain(shared, delivery, hurry).await)
+    Ok(drain::drain(shared, delivery, either(&mut terminate, &mut interrupt)).await)
+}
+
+/// Resolves at the next of either signal.
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => (),
+        _ = other.recv() => (),
+    }
 }
 
 fn remove_sockets(listening: &[ListenAddress]) {
