@@ -54,7 +54,7 @@ pub trait Handler {
     fn data(&mut self, key: Key, bytes: &[u8]);
     /// Nothing more will be read. The shard has to close it.
     fn ended(&mut self, key: Key, end: End);
-    /// So many bytes of answers were written.
+    /// So many bytes of answers were written; `usize::MAX` where writing failed and all are given up.
     fn sent(&mut self, key: Key, bytes: usize);
     /// No connection could be accepted; the driver tries again.
     fn accept_failed(&mut self, error: &io::Error);

@@ -248,7 +248,10 @@ impl Epoll {
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => (),
             // Reading will say that the connection failed.
-            Err(_) => slot.outbox.clear(),
+            Err(_) => {
+                slot.outbox.clear();
+                handler.sent(key, usize::MAX);
+            }
         }
     }
 

@@ -348,7 +348,10 @@ impl Uring {
                 handler.sent(key, length);
             }
             // Reading will say that the connection failed.
-            Err(_) => slot.outbox.clear(),
+            Err(_) => {
+                slot.outbox.clear();
+                handler.sent(key, usize::MAX);
+            }
         }
         self.send_next(key);
         self.free_if_done(key);

@@ -265,7 +265,7 @@ impl Intake {
                 continue;
             }
             self.shared.memory.remove_waiting();
-            if peer.ended {
+            if peer.ended && peer.answers_bytes == 0 {
                 self.close(key);
             }
         }
@@ -495,20 +495,24 @@ impl Handler for Intake {
         let Some(peer) = self.peers[key as usize].as_mut() else { return };
         peer.ended = true;
         let (has_sent, is_blocked) = (peer.has_sent, peer.connection.is_blocked());
+        let is_answered = end == End::Failed || peer.answers_bytes == 0;
         match end {
             End::Failed => self.counters().failed.add(1),
             End::Closed if !has_sent => self.counters().health_probes.add(1),
             End::Closed => (),
         }
-        // What a blocked connection has sent is still to be taken; it is closed when that is done.
-        if !is_blocked {
+        // What a blocked connection has sent is still to be taken, and what it asked is still to be answered; it
+        // is closed when that is done.
+        if !is_blocked && is_answered {
             self.close(key);
         }
     }
 
     fn sent(&mut self, key: Key, bytes: usize) {
-        if let Some(peer) = self.peers[key as usize].as_mut() {
-            peer.answers_bytes = peer.answers_bytes.saturating_sub(bytes);
+        let Some(peer) = self.peers[key as usize].as_mut() else { return };
+        peer.answers_bytes = peer.answers_bytes.saturating_sub(bytes);
+        if peer.answers_bytes == 0 && peer.ended && !peer.connection.is_blocked() {
+            self.close(key);
         }
     }
 
