@@ -82,6 +82,12 @@ impl Connection {
         self.kept.is_empty() && !self.skipping
     }
 
+    /// Whether bytes are kept that belong to no frame yet handed out. The rest of a line that was too long is
+    /// not among them: that line is done with.
+    pub fn keeps_half(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
     /// The memory that the kept bytes take, in bytes.
     pub fn kept_capacity(&self) -> usize {
         self.kept.capacity()

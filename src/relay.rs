@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, Busy};
 use crate::buffer::Shape;
-use crate::config::{Config, DestinationChoice, ListenAddress};
+use crate::config::{BodyHash, Config, DestinationChoice, ListenAddress};
 use crate::delivery::{Command, Delivery, Parts};
 use crate::destination::Destination;
 use crate::destination::directory::Directory;
@@ -110,6 +110,7 @@ async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<
                 call_timeout: config.call_timeout,
                 connect_timeout: config.connect_timeout,
                 max_idle_connections: config.max_calls,
+                groups_hashes: config.body_hash == BodyHash::Grouped,
             })
             .await?,
         ),
@@ -192,7 +193,8 @@ async fn sweep_idle(shared: Arc<Shared>, delivery: mpsc::Sender<Command>) {
     }
 }
 
-/// Waits to be told, then drains. SIGTERM and SIGINT tell, as does `POST /drain`; the second signal hurries.
+/// Waits to be told, then drains. SIGTERM and SIGINT tell, as does `POST /drain`. A second
+/// signal cuts `pre_drain_delay` short; one during the drain hurries that.
 async fn wait_and_drain(
     shared: &Arc<Shared>,
     delivery: &mpsc::Sender<Command>,
@@ -206,18 +208,22 @@ async fn wait_and_drain(
         () = lifecycle.drain_asked() => info!("asked to drain"),
     }
     lifecycle.draining();
-    let hurry = async {
+    let delay = shared.config.pre_drain_delay;
+    if !delay.is_zero() {
         tokio::select! {
-            _ = terminate.recv() => (),
-            _ = interrupt.recv() => (),
+            () = tokio::time::sleep(delay) => (),
+            () = either(&mut terminate, &mut interrupt) => info!("a signal again: pre_drain_delay is cut short"),
         }
-    };
-    tokio::pin!(hurry);
-    tokio::select! {
-        () = tokio::time::sleep(shared.config.pre_drain_delay) => (),
-        () = &mut hurry => info!("a signal again: pre_drain_delay is cut short"),
     }
-    Ok(drain::drain(shared, delivery, hurry).await)
+    Ok(drain::drain(shared, delivery, either(&mut terminate, &mut interrupt)).await)
+}
+
+/// Resolves at the next of either signal.
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => (),
+        _ = other.recv() => (),
+    }
 }
 
 fn remove_sockets(listening: &[ListenAddress]) {

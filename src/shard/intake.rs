@@ -435,7 +435,7 @@ impl Intake {
             self.blocked.retain(|blocked| *blocked != key);
             self.shared.memory.remove_waiting();
         }
-        if !peer.connection.is_at_boundary() {
+        if peer.connection.keeps_half() {
             self.reject(Reject::Truncated);
         }
         self.shared.memory.move_partial(peer.charged as u64, 0);

@@ -1,0 +1,19 @@
+//! The relay from the outside, as one test program: real processes, real sockets, port 0. Nothing here looks into
+//! the relay's code; it is known by its command line, its log, its admin port and what arrives behind it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod suite {
+    mod admin;
+    mod bad_input;
+    mod commands;
+    mod control;
+    mod directory;
+    mod drain;
+    mod firehose;
+    mod fuzz;
+    mod harness;
+    mod lanes;
+    mod listeners;
+    mod memory;
+    mod seccomp;
+}
