@@ -247,7 +247,7 @@ impl Delivery {
             for lane in &lanes {
                 self.lane(*lane).streams.push(stream.id);
             }
-            let link = |lane: usize| LaneLink { lane, is_waiting: false, served: 0 };
+            let link = |lane: usize| LaneLink { lane, is_waiting: false, served: 0, sent: 0 };
             let links = lanes.into_iter().map(link).collect();
             self.streams.insert(stream.id, StreamQueue::new(Arc::clone(stream), links, now));
             self.note_parked(stream.id);
@@ -291,6 +291,7 @@ impl Delivery {
             None => (),
             Some(at) if at > now => self.timers.push(Reverse((at, Timer::Stream(stream)))),
             Some(_) => {
+                queue.links.sort_by_key(|link| link.sent);
                 for link in queue.links.iter_mut().filter(|link| !link.is_waiting) {
                     let entry = self.lanes[link.lane].as_mut().expect("a link keeps its lane");
                     link.is_waiting = true;
@@ -367,6 +368,7 @@ impl Delivery {
         if let Some((piece, _)) = &call {
             let link = queue.links.iter_mut().find(|link| link.lane == index)?;
             link.served = served + piece.bytes() as u64;
+            link.sent += piece.bytes() as u64;
         }
         self.offer(stream, now);
         call

@@ -45,7 +45,8 @@ impl Drop {
     /// Every reason, in the order of its index.
     pub const ALL: [Drop; 4] = [Drop::Memory, Drop::Parked, Drop::Rejected, Drop::DrainDeadline];
 
-    fn label(self) -> &'static str {
+    /// The value of the metric's `reason` label.
+    pub fn label(self) -> &'static str {
         match self {
             Drop::Memory => "memory",
             Drop::Parked => "parked",

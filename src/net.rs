@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::ListenAddress;
 use crate::queue::Returns;
@@ -198,10 +198,13 @@ pub fn listen(
         };
         let (listeners, real) = match address {
             ListenAddress::Tcp(address) => {
-                let (sockets, real) = listen_tcp(*address, shards, takeover).map_err(explain)?;
+                let (sockets, real) =
+                    patiently(|| listen_tcp(*address, shards, takeover)).map_err(explain)?;
                 (sockets, ListenAddress::Tcp(real))
             }
-            ListenAddress::Unix(path) => (listen_unix(path, shards).map_err(explain)?, address.clone()),
+            ListenAddress::Unix(path) => {
+                (patiently(|| listen_unix(path, shards)).map_err(explain)?, address.clone())
+            }
         };
         for (shard, listener) in by_shard.iter_mut().zip(listeners) {
             shard.push(listener);
@@ -209,6 +212,23 @@ pub fn listen(
         bound.push(real);
     }
     Ok((by_shard, bound))
+}
+
+/// How long an address may be in use still: a relay that was killed keeps it until the kernel has taken its rings
+/// apart, which it does a moment after the process is gone.
+const IN_USE_MAX: Duration = Duration::from_secs(1);
+
+/// Tries again for a moment where an address is in use.
+fn patiently<T>(mut listen: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let deadline = Instant::now() + IN_USE_MAX;
+    loop {
+        match listen() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(IN_USE_MAX / 20);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Connections that may wait to be accepted, a listener. The kernel bounds it by net.core.somaxconn.

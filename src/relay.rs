@@ -21,7 +21,7 @@ use crate::destination::directory::Directory;
 use crate::destination::firehose::{Firehose, FirehoseSettings};
 use crate::drain::{self, Drained};
 use crate::lifecycle::Lifecycle;
-use crate::memory::{Machine, Memory, Plan};
+use crate::memory::{Memory, Plan};
 use crate::metrics::Metrics;
 use crate::net::{self, DriverKind, probe};
 use crate::queue::{Handoff, Returns};
@@ -36,9 +36,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Runs a relay until it was told to stop and has drained.
 ///
 /// # Errors
-/// Where it cannot start: an address is taken, memory is too small, a destination is not usable.
-pub async fn run(config: Config) -> anyhow::Result<Drained> {
-    let plan = Plan::new(&config, Machine::detect())?;
+/// Where it cannot start: an address is taken, or a destination is not usable.
+pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     let (driver, refused) = probe::choose(config.io)?;
     if let Some(refused) = refused {
         warn!("{refused}. Sockets are read with epoll instead, at a higher cost in CPU");
@@ -193,7 +192,8 @@ async fn sweep_idle(shared: Arc<Shared>, delivery: mpsc::Sender<Command>) {
     }
 }
 
-/// Waits to be told, then drains. SIGTERM and SIGINT tell, as does `POST /drain`. A second
+/// Waits to be told, then drains. SIGTERM, SIGINT and SIGHUP (a terminal that was closed) tell, as does
+/// `POST /drain`. A second
 /// signal cuts `pre_drain_delay` short; one during the drain hurries that.
 async fn wait_and_drain(
     shared: &Arc<Shared>,
@@ -202,9 +202,11 @@ async fn wait_and_drain(
 ) -> io::Result<Drained> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("SIGINT: draining"),
+        _ = hang_up.recv() => info!("SIGHUP: draining"),
         () = lifecycle.drain_asked() => info!("asked to drain"),
     }
     lifecycle.draining();

@@ -22,6 +22,8 @@ use super::{Orders, Shared};
 
 /// Answers to control frames that a connection may leave unread; then it is not read until it reads.
 const ANSWERS_BYTES_MAX: usize = 64 * 80;
+/// A fault that lasts is logged this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// A blocked connection goes on once there is this much room, so that it does not go on for a single event.
 const RESUME_BYTES: usize = 16 * 1024;
 /// A stream that received nothing for so long gives its place on the shard up.
@@ -95,7 +97,10 @@ pub(super) struct Intake {
     /// Connections that are blocked.
     blocked: Vec<Key>,
     draining: bool,
+    /// Time is over: what finds no room now is dropped.
+    closing: bool,
     accept_failed_at: Option<Instant>,
+    dropped_at: Option<Instant>,
 }
 
 impl Intake {
@@ -115,7 +120,9 @@ impl Intake {
             pressure: Pressure::default(),
             blocked: Vec::new(),
             draining: false,
+            closing: false,
             accept_failed_at: None,
+            dropped_at: None,
         }
     }
 
@@ -195,6 +202,10 @@ impl Intake {
             let Some(peer) = self.peers[key as usize].as_ref() else { continue };
             let is_quiet = peer.connection.is_at_boundary()
                 && self.now.saturating_duration_since(peer.last_data) >= quiet;
+            if quiet.is_zero() {
+                self.closing = true;
+                self.feed(key, None);
+            }
             if is_quiet || quiet.is_zero() {
                 self.close(key);
             }
@@ -379,6 +390,8 @@ impl Intake {
         let local = self.streams[index as usize].as_ref().expect("a known name has a stream");
         let reason = match local.stream.on_full {
             _ if local.stream.parked.load(Relaxed) => Drop::Parked,
+            // The connection is being closed with this event already read: it cannot wait any more.
+            _ if self.closing => Drop::DrainDeadline,
             OnFull::Drop => Drop::Memory,
             OnFull::Wait => {
                 peer.blocked_on = Some(Block::Memory { stream: index, bytes: bytes.max(RESUME_BYTES) });
@@ -387,6 +400,13 @@ impl Intake {
         };
         local.cell(self.shard).received.add(1);
         local.stream.label.dropped(1, reason);
+        if self.dropped_at.is_none_or(|at| self.now - at >= LOG_INTERVAL) {
+            self.dropped_at = Some(self.now);
+            let (name, reason) = (&local.stream.name, reason.label());
+            tracing::warn!(
+                "stream {name} holds all the memory it may: its newest events are dropped ({reason})"
+            );
+        }
         Taken::Yes
     }
 
@@ -411,6 +431,7 @@ impl Intake {
             peer.blocked_on = Some(Block::Answers);
             return Taken::Blocked;
         }
+        let control = control.strip_suffix(b"\r").unwrap_or(control);
         let answer = match control {
             b"ping" => b"!pong\n".to_vec(),
             b"hello" => b"!hello sync_at=none\n".to_vec(),
@@ -431,8 +452,9 @@ impl Intake {
     /// Closes a connection and gives back all that it held.
     pub(super) fn close(&mut self, key: Key) {
         let Some(peer) = self.peers[key as usize].take() else { return };
-        if peer.blocked_on.is_some() {
-            self.blocked.retain(|blocked| *blocked != key);
+        let blocked = self.blocked.len();
+        self.blocked.retain(|blocked| *blocked != key);
+        if self.blocked.len() < blocked {
             self.shared.memory.remove_waiting();
         }
         if peer.connection.keeps_half() {
@@ -497,8 +519,9 @@ impl Handler for Intake {
         let (has_sent, is_blocked) = (peer.has_sent, peer.connection.is_blocked());
         let is_answered = end == End::Failed || peer.answers_bytes == 0;
         match end {
+            // Health checks end with a reset as well as with a close.
+            _ if !has_sent => self.counters().health_probes.add(1),
             End::Failed => self.counters().failed.add(1),
-            End::Closed if !has_sent => self.counters().health_probes.add(1),
             End::Closed => (),
         }
         // What a blocked connection has sent is still to be taken, and what it asked is still to be answered; it
@@ -517,7 +540,7 @@ impl Handler for Intake {
     }
 
     fn accept_failed(&mut self, error: &io::Error) {
-        let due = self.accept_failed_at.is_none_or(|at| self.now - at > Duration::from_secs(30));
+        let due = self.accept_failed_at.is_none_or(|at| self.now - at >= LOG_INTERVAL);
         if due {
             self.accept_failed_at = Some(self.now);
             tracing::warn!(
