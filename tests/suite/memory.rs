@@ -2,6 +2,8 @@
 //! that comes home.
 
 use std::io::Write;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::Scope;
 
 use super::harness::{Io, Relay, Run, Sink, run, send, under_both_drivers};
 
@@ -29,34 +31,37 @@ fn half_frames_do_not_keep_a_small_connection_from_being_served(io: Io) {
     let relay = Relay::start(io, &format!("{} --memory 64MiB --linger 100ms", sink.destination()));
     let line = [&b"big "[..], &vec![b'x'; PAYLOAD_BYTES], b"\n"].concat();
     let (first, second) = line.split_at(line.len() / 2);
-    let (finish, wait_to_finish) =
-        (std::sync::Barrier::new(HOLDERS as usize + 1), std::sync::Barrier::new(HOLDERS as usize + 1));
     std::thread::scope(|scope| {
-        for _ in 0..HOLDERS {
-            scope.spawn(|| {
-                let mut connection = relay.connect();
-                // The rest of the first half is not taken before the end: the relay pauses who holds much.
-                connection.write_all(&first[..first.len() / 4]).unwrap();
-                wait_to_finish.wait();
-                connection.write_all(&first[first.len() / 4..]).unwrap();
-                finish.wait();
-                connection.write_all(second).unwrap();
-            });
-        }
-        wait_to_finish.wait();
-        relay
-            .until("the share of half frames is spent", |metrics| metrics.memory("partial") > (64 << 20) / 8);
+        let holders: Vec<_> = (0..HOLDERS).map(|_| hold(scope, &relay, first, second)).collect();
+        relay.until("the share of half frames is spent", |metrics| metrics.memory("partial") > (64 << 20) / 8);
         relay.send(&b"small 1\n".repeat(1_000));
-        let metrics =
-            relay.until("the small connection is served", |metrics| metrics.delivered("small") == 1_000);
+        let metrics = relay.until("the small connection is served", |metrics| metrics.delivered("small") == 1_000);
         assert_eq!(metrics.received("big"), 0);
-        finish.wait();
+        drop(holders);
     });
     let metrics = relay.until_settled(HOLDERS + 1_000);
     assert_eq!((metrics.delivered("big"), metrics.total("standpipe_frames_rejected_total")), (HOLDERS, 0));
     assert_eq!(metrics.total("standpipe_connections_stalled_total"), 0);
     assert_memory_returns(&relay);
     relay.terminate().assert_code(0);
+}
+
+/// A connection that stops in the middle of a frame until what is returned is dropped. It may stop earlier: the
+/// relay does not read whoever holds much.
+fn hold<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    relay: &'scope Relay,
+    first: &'scope [u8],
+    second: &'scope [u8],
+) -> Sender<()> {
+    let (holder, held) = channel();
+    scope.spawn(move || {
+        let mut connection = relay.connect();
+        connection.write_all(first).unwrap();
+        let _ = held.recv();
+        connection.write_all(second).unwrap();
+    });
+    holder
 }
 
 /// 60 MB against an endpoint that answers 503 for three seconds.
