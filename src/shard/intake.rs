@@ -276,9 +276,7 @@ impl Intake {
                 continue;
             }
             self.shared.memory.remove_waiting();
-            if peer.ended && peer.answers_bytes == 0 {
-                self.close(key);
-            }
+            self.close_if_done(key);
         }
     }
 
@@ -449,6 +447,17 @@ impl Intake {
         Taken::Yes
     }
 
+    /// Closes a connection that has ended, once all that it sent was taken and all that it asked was answered: a
+    /// peer that closed only its own side still reads.
+    fn close_if_done(&mut self, key: Key) {
+        let done = self.peers[key as usize]
+            .as_ref()
+            .is_some_and(|peer| peer.ended && !peer.connection.is_blocked() && peer.answers_bytes == 0);
+        if done {
+            self.close(key);
+        }
+    }
+
     /// Closes a connection and gives back all that it held.
     pub(super) fn close(&mut self, key: Key) {
         let Some(peer) = self.peers[key as usize].take() else { return };
@@ -516,27 +525,23 @@ impl Handler for Intake {
     fn ended(&mut self, key: Key, end: End) {
         let Some(peer) = self.peers[key as usize].as_mut() else { return };
         peer.ended = true;
-        let (has_sent, is_blocked) = (peer.has_sent, peer.connection.is_blocked());
-        let is_answered = end == End::Failed || peer.answers_bytes == 0;
-        match end {
+        if end == End::Failed {
+            // Nobody is there any more who could read an answer.
+            peer.answers_bytes = 0;
+        }
+        match (peer.has_sent, end) {
             // Health checks end with a reset as well as with a close.
-            _ if !has_sent => self.counters().health_probes.add(1),
-            End::Failed => self.counters().failed.add(1),
-            End::Closed => (),
+            (false, _) => self.counters().health_probes.add(1),
+            (true, End::Failed) => self.counters().failed.add(1),
+            (true, End::Closed) => (),
         }
-        // What a blocked connection has sent is still to be taken, and what it asked is still to be answered; it
-        // is closed when that is done.
-        if !is_blocked && is_answered {
-            self.close(key);
-        }
+        self.close_if_done(key);
     }
 
     fn sent(&mut self, key: Key, bytes: usize) {
         let Some(peer) = self.peers[key as usize].as_mut() else { return };
         peer.answers_bytes = peer.answers_bytes.saturating_sub(bytes);
-        if peer.answers_bytes == 0 && peer.ended && !peer.connection.is_blocked() {
-            self.close(key);
-        }
+        self.close_if_done(key);
     }
 
     fn accept_failed(&mut self, error: &io::Error) {

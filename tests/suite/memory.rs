@@ -33,9 +33,11 @@ fn half_frames_do_not_keep_a_small_connection_from_being_served(io: Io) {
     let (first, second) = line.split_at(line.len() / 2);
     std::thread::scope(|scope| {
         let holders: Vec<_> = (0..HOLDERS).map(|_| hold(scope, &relay, first, second)).collect();
-        relay.until("the share of half frames is spent", |metrics| metrics.memory("partial") > (64 << 20) / 8);
+        relay
+            .until("the share of half frames is spent", |metrics| metrics.memory("partial") > (64 << 20) / 8);
         relay.send(&b"small 1\n".repeat(1_000));
-        let metrics = relay.until("the small connection is served", |metrics| metrics.delivered("small") == 1_000);
+        let metrics =
+            relay.until("the small connection is served", |metrics| metrics.delivered("small") == 1_000);
         assert_eq!(metrics.received("big"), 0);
         drop(holders);
     });
