@@ -63,7 +63,8 @@ impl Busy {
         let window = now.saturating_duration_since(self.since);
         if window >= BUSY_WINDOW {
             let ratio = |(now, before): (&u64, &u64)| (now - before) as f64 / window.as_nanos() as f64;
-            self.ratios = nanoseconds.iter().zip(&self.nanoseconds).map(ratio).map(|ratio| ratio.min(1.0)).collect();
+            self.ratios =
+                nanoseconds.iter().zip(&self.nanoseconds).map(ratio).map(|ratio| ratio.min(1.0)).collect();
             self.nanoseconds = nanoseconds;
             self.since = now;
         }
@@ -173,7 +174,10 @@ async fn maintenance(State(admin): State<Arc<Admin>>, body: String) -> (StatusCo
             tracing::info!("maintenance was turned {}", if on { "on" } else { "off" });
             (StatusCode::OK, format!("maintenance is {}\n", if on { "on" } else { "off" }))
         }
-        Err(error) => (StatusCode::BAD_REQUEST, format!("the body must be {{\"on\": true}} or {{\"on\": false}}: {error}\n")),
+        Err(error) => (
+            StatusCode::BAD_REQUEST,
+            format!("the body must be {{\"on\": true}} or {{\"on\": false}}: {error}\n"),
+        ),
     }
 }
 
@@ -205,11 +209,16 @@ impl Admin {
             ],
             memory_limit: self.plan.total,
             driver: self.driver,
-            lanes: view.lanes.iter().map(|lane| (lane.delivery_stream.to_string(), lane.state as u8)).collect(),
+            lanes: view
+                .lanes
+                .iter()
+                .map(|lane| (lane.delivery_stream.to_string(), lane.state as u8))
+                .collect(),
             oldest: view.oldest,
             credentials_expiry: self.destination.credentials_expiry(),
             busy_ratios: self.busy.lock().unwrap_or_else(PoisonError::into_inner).look(now, busy),
-            now_nanoseconds: u64::try_from(now.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX),
+            now_nanoseconds: u64::try_from(now.saturating_duration_since(epoch).as_nanos())
+                .unwrap_or(u64::MAX),
         }
     }
 }

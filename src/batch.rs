@@ -8,6 +8,9 @@ use std::time::Instant;
 use crate::memory::Charge;
 use crate::stream::Stream;
 
+/// Batches of fewer bytes travel as lines and are packed by the lane, several shards' into one record.
+pub const LINES_BYTES_MAX: usize = 64 * 1024;
+
 /// Which batch: no two of one process are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BatchId {
@@ -86,7 +89,15 @@ pub struct Settled {
 impl Ticket {
     /// The ticket of a batch of `events` events, none of them settled.
     pub fn new(id: BatchId, stream: Arc<Stream>, events: u64, oldest: Instant, sealed: Instant) -> Self {
-        Self { id, stream, events, oldest, sealed, unsettled: AtomicU64::new(events), lost: AtomicU64::new(0) }
+        Self {
+            id,
+            stream,
+            events,
+            oldest,
+            sealed,
+            unsettled: AtomicU64::new(events),
+            lost: AtomicU64::new(0),
+        }
     }
 
     /// Settles `events` of the batch. Gives the batch's outcome when they were the last.

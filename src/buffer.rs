@@ -5,14 +5,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::batch::{Batch, BatchId, Body, Ticket};
+use crate::batch::{Batch, BatchId, Body, LINES_BYTES_MAX, Ticket};
 use crate::destination::Encoding;
 use crate::encode::{self, CALL_BYTES_MAX, Encoder};
 use crate::memory::{Charge, Memory};
 use crate::stream::Stream;
 
-/// Batches of fewer bytes travel as lines and are packed by the lane, several shards' into one record.
-pub const LINES_BYTES_MAX: usize = 64 * 1024;
 /// The first allocation of a buffer, in bytes.
 const LINES_BYTES_MIN: usize = 512;
 /// What a batch takes beside its bytes: its ticket and its place in the queues.
@@ -42,13 +40,14 @@ impl Shape {
     /// Buffers that leave a stream's share of memory room for several of them.
     pub fn new(encoding: Encoding, memory: &Memory) -> Self {
         let share = usize::try_from(memory.batch_bytes_max()).unwrap_or(usize::MAX);
-        Self { encoding, bytes_max: share.min(CALL_BYTES_MAX).max(LINES_BYTES_MAX) }
+        Self { encoding, bytes_max: share.clamp(LINES_BYTES_MAX, CALL_BYTES_MAX) }
     }
 }
 
 /// The events of one stream that one shard has gathered and not sealed.
 #[derive(Debug)]
 pub struct Buffer {
+    stream: Arc<Stream>,
     shape: Shape,
     lines: Vec<u8>,
     lines_events: u32,
@@ -63,12 +62,13 @@ impl Buffer {
     /// An empty buffer.
     pub fn new(shape: Shape, memory: &Arc<Memory>, stream: &Arc<Stream>) -> Self {
         Self {
+            stream: Arc::clone(stream),
             shape,
             lines: Vec::new(),
             lines_events: 0,
             encoder: None,
             oldest: None,
-            charge: Charge::none(memory, stream),
+            charge: Charge::none(memory, &stream.account),
             last_capacity: 0,
         }
     }
@@ -154,8 +154,7 @@ impl Buffer {
 
     /// Turns the lines gathered so far into an open body.
     fn start_encoding(&mut self, memory: &Memory) -> Append {
-        let stream = self.charge.stream();
-        let mut encoder = Box::new(Encoder::new(stream.packing, self.shape.bytes_max));
+        let mut encoder = Box::new(Encoder::new(self.stream.packing, self.shape.bytes_max));
         let above_half = memory.is_above_half();
         let first = encode::body_bytes_max(2 * LINES_BYTES_MAX);
         let hint = if above_half { first } else { self.last_capacity.max(first) };
@@ -190,7 +189,7 @@ impl Buffer {
             None => Body::Lines(std::mem::take(&mut self.lines)),
         };
         self.lines_events = 0;
-        let ticket = Arc::new(Ticket::new(id, Arc::clone(self.charge.stream()), events, oldest, now));
+        let ticket = Arc::new(Ticket::new(id, Arc::clone(&self.stream), events, oldest, now));
         Some(Batch { ticket, body, bytes, charge: self.charge.take() })
     }
 }

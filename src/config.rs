@@ -30,7 +30,7 @@ mod table;
 pub mod units;
 mod words;
 
-pub use self::choices::{DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode};
+pub use self::choices::{BodyHash, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode};
 pub use self::errors::{Error, Errors};
 pub(crate) use self::setting::{Kind, Setting};
 pub(crate) use self::table::SETTINGS;
@@ -75,6 +75,8 @@ pub struct Config {
     pub only_configured_streams: bool,
     /// The most calls in flight in all.
     pub max_calls: usize,
+    /// How bodies are hashed for the signature; only `firehose` needs it.
+    pub body_hash: BodyHash,
     /// The most calls in flight a lane; never more than `max_calls`.
     pub max_lane_calls: usize,
     /// The longest that one call may take, from its connection to the end of its answer.

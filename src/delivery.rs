@@ -14,21 +14,21 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
-use crate::batch::{Batch, Body, Fate};
+use crate::batch::{Batch, Body, LINES_BYTES_MAX};
 use crate::config::Config;
-use crate::destination::{Call, Destination, Encoding, Outcome, RecordOutcome, Refusal};
-use crate::encode::BILLING_STEP_BYTES;
+use crate::destination::{Call, Destination, Encoding, Outcome};
 use crate::memory::Memory;
-use crate::metrics::{self, Drop, LaneCounters, Metrics, Place};
+use crate::metrics::{Drop, LaneCounters, Metrics, Place};
 use crate::queue::{Handoff, Returns};
 use crate::stream::Stream;
 
 pub mod lane;
+mod outcome;
 mod piece;
 mod queues;
 pub mod retry;
 
-use self::lane::{Lane, LaneLimits, LaneState, Readiness, Verdict};
+use self::lane::{Lane, LaneLimits, LaneState, Readiness};
 use self::piece::{Loose, Piece};
 use self::queues::{LaneLink, StreamQueue};
 
@@ -232,7 +232,7 @@ impl Delivery {
         match body {
             Body::Records { json, records } => queue.push(Piece::from_encoded(ticket, json, records, charge)),
             Body::Lines(lines) => {
-                let alone = self.parts.returns.len() == 1 || self.draining || lines.len() >= crate::buffer::LINES_BYTES_MAX;
+                let alone = self.parts.returns.len() == 1 || self.draining || lines.len() >= LINES_BYTES_MAX;
                 let due = if alone { now } else { ticket.sealed + GATHER_WAIT };
                 queue.push_loose(Loose::new(ticket, lines, charge, due));
             }
@@ -247,7 +247,7 @@ impl Delivery {
             for lane in &lanes {
                 self.lane(*lane).streams.push(stream.id);
             }
-            let link = |lane: usize| LaneLink { lane, is_waiting: false, served: 0 };
+            let link = |lane: usize| LaneLink { lane, is_waiting: false, served: 0, sent: 0 };
             let links = lanes.into_iter().map(link).collect();
             self.streams.insert(stream.id, StreamQueue::new(Arc::clone(stream), links, now));
             self.note_parked(stream.id);
@@ -291,6 +291,7 @@ impl Delivery {
             None => (),
             Some(at) if at > now => self.timers.push(Reverse((at, Timer::Stream(stream)))),
             Some(_) => {
+                queue.links.sort_by_key(|link| link.sent);
                 for link in queue.links.iter_mut().filter(|link| !link.is_waiting) {
                     let entry = self.lanes[link.lane].as_mut().expect("a link keeps its lane");
                     link.is_waiting = true;
@@ -340,7 +341,8 @@ impl Delivery {
                 }
                 Readiness::Now => (),
             }
-            let starved = self.in_flight >= calls_max || (failing && self.failing_in_flight >= calls_max.div_ceil(2));
+            let starved =
+                self.in_flight >= calls_max || (failing && self.failing_in_flight >= calls_max.div_ceil(2));
             if starved {
                 self.starved.push(index);
                 return;
@@ -366,6 +368,7 @@ impl Delivery {
         if let Some((piece, _)) = &call {
             let link = queue.links.iter_mut().find(|link| link.lane == index)?;
             link.served = served + piece.bytes() as u64;
+            link.sent += piece.bytes() as u64;
         }
         self.offer(stream, now);
         call
@@ -435,121 +438,6 @@ impl Delivery {
         }
     }
 
-    /// What an outcome means for the records and for the lane.
-    fn judge(&mut self, lane: usize, mut piece: Piece, outcome: Outcome, now: Instant) -> Verdict {
-        let counters = Arc::clone(&self.lane(lane).counters);
-        let records = piece.records().len() as u64;
-        match outcome {
-            Outcome::Accepted => {
-                counters.call(metrics::Outcome::Ok);
-                counters.records(records, metrics::Outcome::Ok);
-                self.deliver(&piece, |_| true, now);
-                Verdict::Progress
-            }
-            Outcome::Partial(answers) => self.judge_partial(&counters, piece, &answers, now),
-            Outcome::Unknown { message } => {
-                counters.call(metrics::Outcome::Unknown);
-                counters.records(records, metrics::Outcome::Unknown);
-                self.lane(lane).last_error = Some(message);
-                piece.is_unknown = true;
-                self.requeue(piece);
-                Verdict::Failed
-            }
-            Outcome::Refused { kind, message } => {
-                let outcome = counted_as(kind);
-                counters.call(outcome);
-                counters.records(records, outcome);
-                self.lane(lane).last_error = Some(message);
-                self.judge_refusal(lane, piece, kind, now)
-            }
-        }
-    }
-
-    /// Settles the records that were accepted and queues exactly the others again.
-    fn judge_partial(&mut self, counters: &LaneCounters, piece: Piece, answers: &[RecordOutcome], now: Instant) -> Verdict {
-        let count = |wanted| answers.iter().filter(|answer| **answer == wanted).count() as u64;
-        let (accepted, throttled) = (count(RecordOutcome::Accepted), count(RecordOutcome::Throttled));
-        counters.records(accepted, metrics::Outcome::Ok);
-        counters.records(throttled, metrics::Outcome::Throttled);
-        counters.records(count(RecordOutcome::Internal), metrics::Outcome::Internal);
-        counters.call(if throttled > 0 { metrics::Outcome::Throttled } else { metrics::Outcome::Internal });
-        let is_accepted = |index: usize| answers.get(index) == Some(&RecordOutcome::Accepted);
-        if accepted == 0 {
-            self.requeue(piece);
-            return Verdict::Failed;
-        }
-        self.deliver(&piece, is_accepted, now);
-        if accepted == piece.records().len() as u64 {
-            return Verdict::Progress;
-        }
-        self.requeue(piece.only(&self.parts.memory, |index| !is_accepted(index)));
-        if throttled > 0 { Verdict::ProgressThrottled } else { Verdict::Progress }
-    }
-
-    fn judge_refusal(&mut self, lane: usize, mut piece: Piece, kind: Refusal, now: Instant) -> Verdict {
-        match kind {
-            Refusal::Throttled | Refusal::Transient | Refusal::Credentials | Refusal::Key => {
-                self.requeue(piece);
-                Verdict::Failed
-            }
-            Refusal::Permanent => {
-                self.requeue(piece);
-                Verdict::Parked
-            }
-            Refusal::Content => {
-                let since = *piece.refused_since.get_or_insert(now);
-                if piece.records().len() > 1 {
-                    let [first, second] = piece.halves(&self.parts.memory);
-                    self.requeue(second);
-                    self.requeue(first);
-                    return Verdict::Neutral;
-                }
-                if self.lane(lane).policy.accepted_at().is_some_and(|at| at > since) {
-                    self.drop_piece(&piece, Drop::Rejected);
-                    return Verdict::Neutral;
-                }
-                // Nothing else was accepted since: the lane may be to blame and not this record, so it is kept.
-                self.requeue(piece);
-                Verdict::Parked
-            }
-        }
-    }
-
-    fn requeue(&mut self, mut piece: Piece) {
-        piece.is_retry = true;
-        let stream = Arc::clone(piece.stream());
-        stream.label.enter(piece.events(), Place::Retry);
-        let id = self.open_queue(&stream, Instant::now());
-        self.streams.get_mut(&id).expect("it was opened").push_retry(piece);
-    }
-
-    /// Counts and settles accepted records.
-    fn deliver(&mut self, piece: &Piece, chosen: impl Fn(usize) -> bool, now: Instant) {
-        let (mut events, mut bytes, mut billed) = (0, 0, 0);
-        for (_, record) in piece.records().iter().enumerate().filter(|(index, _)| chosen(*index)) {
-            events += u64::from(record.events);
-            bytes += u64::from(record.bytes);
-            if self.encoding == Encoding::Records {
-                billed += u64::from(record.bytes).next_multiple_of(BILLING_STEP_BYTES);
-            }
-        }
-        piece.stream().label.delivered(events, bytes, billed);
-        let latency = &self.parts.metrics.delivery_latency;
-        let returns = &self.parts.returns;
-        piece.settle(Fate::Delivered, chosen, |ticket, settled| {
-            latency.observe_weighted(now - ticket.oldest, ticket.events - settled.lost);
-            returns[usize::from(settled.id.shard)].push(settled);
-        });
-        self.released = true;
-    }
-
-    fn drop_piece(&mut self, piece: &Piece, reason: Drop) {
-        piece.stream().label.dropped(piece.events(), reason);
-        let returns = &self.parts.returns;
-        piece.settle(Fate::Lost, |_| true, |_, settled| returns[usize::from(settled.id.shard)].push(settled));
-        self.released = true;
-    }
-
     /// Logs a change of a lane's state once, and a lane that keeps failing now and then.
     fn report(&mut self, index: usize, before: LaneState, after: LaneState, now: Instant) {
         if before == LaneState::Parked || after == LaneState::Parked {
@@ -577,7 +465,9 @@ impl Delivery {
     /// Lets shards know whether all lanes of a stream are parked.
     fn note_parked(&mut self, stream: u64) {
         let Some(queue) = self.streams.get(&stream) else { return };
-        let parked = |lane: usize| self.lanes[lane].as_ref().is_some_and(|lane| lane.policy.state() == LaneState::Parked);
+        let parked = |lane: usize| {
+            self.lanes[lane].as_ref().is_some_and(|lane| lane.policy.state() == LaneState::Parked)
+        };
         let all = queue.links.iter().all(|link| parked(link.lane));
         if queue.stream.parked.swap(all, Relaxed) != all {
             self.released = true;
@@ -637,9 +527,12 @@ impl Delivery {
 
     fn sweep(&mut self, now: Instant) {
         let idle = |queue: &StreamQueue| {
-            queue.is_empty() && queue.in_flight == 0 && now.saturating_duration_since(queue.used_at) > IDLE_STREAM
+            queue.is_empty()
+                && queue.in_flight == 0
+                && now.saturating_duration_since(queue.used_at) > IDLE_STREAM
         };
-        let gone: Vec<u64> = self.streams.iter().filter(|(_, queue)| idle(queue)).map(|(id, _)| *id).collect();
+        let gone: Vec<u64> =
+            self.streams.iter().filter(|(_, queue)| idle(queue)).map(|(id, _)| *id).collect();
         for id in gone {
             let Some(queue) = self.streams.remove(&id) else { continue };
             for link in queue.links {
@@ -671,14 +564,5 @@ impl Delivery {
             }
         }
         View { lanes: self.lanes.iter().flatten().map(lane).collect(), oldest: oldest.into_iter().collect() }
-    }
-}
-
-/// How a refusal is counted.
-fn counted_as(kind: Refusal) -> metrics::Outcome {
-    match kind {
-        Refusal::Throttled => metrics::Outcome::Throttled,
-        Refusal::Transient => metrics::Outcome::Internal,
-        Refusal::Credentials | Refusal::Key | Refusal::Permanent | Refusal::Content => metrics::Outcome::Rejected,
     }
 }

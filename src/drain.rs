@@ -25,7 +25,11 @@ pub enum Drained {
 }
 
 /// Drains shards and delivery, within the configured deadline or until `hurry` resolves.
-pub async fn drain(shared: &Arc<Shared>, delivery: &mpsc::Sender<Command>, hurry: impl Future<Output = ()>) -> Drained {
+pub async fn drain(
+    shared: &Arc<Shared>,
+    delivery: &mpsc::Sender<Command>,
+    hurry: impl Future<Output = ()>,
+) -> Drained {
     let config = &shared.config;
     let deadline = Instant::now() + config.drain_deadline;
     let orderly = async {

@@ -12,8 +12,8 @@ use crate::config::{Packing, PackingMode};
 
 /// Records a PutRecordBatch call may have (API reference of PutRecordBatch).
 pub const CALL_RECORDS_MAX: usize = 500;
-/// Raw bytes a call may have: 4 MiB, counted before base64 (observed, see the project's field notes; the API
-/// reference says "4 MB (before base64 encoding)").
+/// Raw bytes a call may have: 4 MiB (API reference of PutRecordBatch: "up to 4 MB for the entire request"),
+/// counted before base64: four records of 1 MB each are accepted (kolide/fleet#2022).
 pub const CALL_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Raw bytes a record may have: 1,000 KiB, counted before base64 (API reference of PutRecordBatch).
 pub const RECORD_BYTES_MAX: usize = 1_024_000;
@@ -171,11 +171,8 @@ impl Encoder {
     /// The capacity to have before `length` more raw bytes: what they need at worst, or twice what there is.
     fn wanted_json(&self, length: usize) -> usize {
         let staged = self.staging.len() + length;
-        let needed = self.json.len()
-            + BODY_OPEN.len()
-            + base64_length(staged)
-            + 2 * RECORD_OVERHEAD
-            + TAIL_BYTES_MAX;
+        let needed =
+            self.json.len() + BODY_OPEN.len() + base64_length(staged) + 2 * RECORD_OVERHEAD + TAIL_BYTES_MAX;
         if needed <= self.json.capacity() {
             return self.json.capacity();
         }

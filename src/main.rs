@@ -19,7 +19,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// Two arenas, so that what shards and delivery free is used again by each other; pages go back within a second.
 #[allow(unsafe_code, reason = "the allocator reads its options from this symbol")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
-static ALLOCATOR_OPTIONS: &[u8; 72] = b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,background_thread:true\0\0\0";
+static ALLOCATOR_OPTIONS: &[u8; 72] =
+    b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,background_thread:true\0\0\0";
 
 const CANNOT_START: u8 = 1;
 const EVENTS_LEFT: u8 = 3;
@@ -41,10 +42,17 @@ fn run(config: Config) -> ExitCode {
     start_log(&config.log);
     abort_on_panic();
     raise_file_limit();
-    match serve(config) {
+    let plan = match Plan::new(&config, Machine::detect()) {
+        Ok(plan) => plan,
+        Err(error) => {
+            tracing::error!("{error}");
+            return ExitCode::from(cli::EXIT_CONFIGURATION);
+        }
+    };
+    match serve(config, plan) {
         Ok(Drained::Clean) => ExitCode::SUCCESS,
         Ok(Drained::Left(events)) => {
-            tracing::error!("{events} events were left when the drain ended; they are dropped and counted");
+            tracing::error!("events left when the drain ended: {events}; they are dropped and counted");
             ExitCode::from(EVENTS_LEFT)
         }
         Err(error) => {
@@ -54,14 +62,14 @@ fn run(config: Config) -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> anyhow::Result<Drained> {
+fn serve(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("delivery")
         .enable_all()
         .build()
         .context("the delivery threads cannot be started")?;
-    let drained = runtime.block_on(relay::run(config));
+    let drained = runtime.block_on(relay::run(config, plan));
     // Calls that were given up must not hold the process.
     runtime.shutdown_background();
     drained
@@ -107,8 +115,14 @@ fn print(text: &str) -> ExitCode {
 
 /// Text on a terminal, JSON otherwise; on standard error, so that standard output stays free.
 fn start_log(filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // The SDK's own warnings are dumps of its state; what they mean is said by our own lines.
+    let filter =
+        EnvFilter::try_new(format!("aws_config=error,{filter}")).unwrap_or_else(|_| EnvFilter::new("info"));
+    // A reader of the log that went away is no reason to end: without this, a failed write panics.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     if std::io::stderr().is_terminal() {
         builder.with_target(false).init();
     } else {

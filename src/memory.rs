@@ -8,8 +8,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use crate::stream::Stream;
-
 mod machine;
 mod plan;
 
@@ -133,7 +131,8 @@ impl Memory {
         let used = self.partial();
         if used > self.partial_max / 2 * 3 {
             PartialPressure::Exceeded
-        } else if used > self.partial_max || (now > PartialPressure::None && used > self.partial_max / 4 * 3) {
+        } else if used > self.partial_max || (now > PartialPressure::None && used > self.partial_max / 4 * 3)
+        {
             PartialPressure::Spent
         } else {
             PartialPressure::None
@@ -156,39 +155,34 @@ impl Memory {
     }
 }
 
-/// Memory charged to a stream until this is dropped.
+/// Memory charged to an account until this is dropped.
 #[derive(Debug)]
 pub struct Charge {
     memory: Arc<Memory>,
-    stream: Arc<Stream>,
+    account: Arc<Account>,
     bytes: u64,
 }
 
 impl Charge {
     /// A charge of nothing yet.
-    pub fn none(memory: &Arc<Memory>, stream: &Arc<Stream>) -> Self {
-        Self { memory: Arc::clone(memory), stream: Arc::clone(stream), bytes: 0 }
+    pub fn none(memory: &Arc<Memory>, account: &Arc<Account>) -> Self {
+        Self { memory: Arc::clone(memory), account: Arc::clone(account), bytes: 0 }
     }
 
     /// A charge of `bytes`, made whether there is room or not: for what must be held in any case.
-    pub fn forced(memory: &Arc<Memory>, stream: &Arc<Stream>, bytes: u64) -> Self {
-        let mut charge = Self::none(memory, stream);
+    pub fn forced(memory: &Arc<Memory>, account: &Arc<Account>, bytes: u64) -> Self {
+        let mut charge = Self::none(memory, account);
         charge.set(bytes);
         charge
-    }
-
-    /// The stream that is charged.
-    pub fn stream(&self) -> &Arc<Stream> {
-        &self.stream
     }
 
     /// Adds `bytes` if there is room for them.
     #[must_use]
     pub fn try_add(&mut self, bytes: u64) -> bool {
-        if !self.memory.has_room(&self.stream.account, bytes) {
+        if !self.memory.has_room(&self.account, bytes) {
             return false;
         }
-        self.memory.charge(&self.stream.account, bytes);
+        self.memory.charge(&self.account, bytes);
         self.bytes += bytes;
         true
     }
@@ -196,9 +190,9 @@ impl Charge {
     /// Makes the charge `bytes`, whether there is room or not.
     pub fn set(&mut self, bytes: u64) {
         if bytes > self.bytes {
-            self.memory.charge(&self.stream.account, bytes - self.bytes);
+            self.memory.charge(&self.account, bytes - self.bytes);
         } else {
-            self.memory.release(&self.stream.account, self.bytes - bytes);
+            self.memory.release(&self.account, self.bytes - bytes);
         }
         self.bytes = bytes;
     }
@@ -206,12 +200,99 @@ impl Charge {
     /// Hands the whole charge on and leaves none.
     pub fn take(&mut self) -> Charge {
         let bytes = std::mem::take(&mut self.bytes);
-        Charge { memory: Arc::clone(&self.memory), stream: Arc::clone(&self.stream), bytes }
+        Charge { memory: Arc::clone(&self.memory), account: Arc::clone(&self.account), bytes }
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.memory.release(&self.stream.account, self.bytes);
+        self.memory.release(&self.account, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const MIB: u64 = 1 << 20;
+
+    fn memory(total: u64) -> (Arc<Memory>, Plan) {
+        let config = Config { memory: Some(total), ..Config::default() };
+        let plan = Plan::new(&config, Machine { memory: 1 << 40, cpus: 2, files: 20_000 }).expect("enough");
+        (Memory::new(&plan), plan)
+    }
+
+    #[test]
+    fn a_stream_holds_an_eighth_of_the_limit_and_no_other_notices() {
+        let (memory, plan) = memory(1024 * MIB);
+        let (greedy, other) = (Arc::default(), Arc::default());
+        let mut charge = Charge::none(&memory, &greedy);
+        let mut taken = 0;
+        while charge.try_add(MIB) {
+            taken += MIB;
+        }
+        assert_eq!(taken, plan.stream_bytes_max());
+        assert!(Charge::none(&memory, &other).try_add(MIB));
+        drop(charge);
+        assert_eq!((memory.used(), memory.holders.load(Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn above_three_quarters_nobody_holds_more_than_twice_an_equal_share() {
+        let (memory, plan) = memory(1024 * MIB);
+        let accounts: Vec<Arc<Account>> = (0..40).map(|_| Arc::default()).collect();
+        let charges: Vec<Charge> =
+            accounts.iter().map(|account| Charge::forced(&memory, account, plan.events / 50)).collect();
+        assert!(memory.used() > plan.events / 4 * 3);
+        let equal = plan.events / 40;
+        assert!(memory.has_room(&accounts[0], equal / 2));
+        assert!(!memory.has_room(&accounts[0], 2 * equal - plan.events / 50 + 1));
+        drop(charges);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn an_empty_stream_takes_one_large_event_whatever_its_share() {
+        let (memory, _) = memory(64 * MIB);
+        let account = Arc::default();
+        let mut charge = Charge::none(&memory, &account);
+        assert!(charge.try_add(10 * MIB), "the share is 8 MiB, but nothing is held");
+        assert!(!charge.try_add(1));
+        let handed_on = charge.take();
+        drop(charge);
+        assert_eq!(memory.used(), 10 * MIB);
+        drop(handed_on);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn the_partial_share_has_two_steps_and_hysteresis() {
+        let (memory, plan) = memory(64 * MIB);
+        let none = PartialPressure::None;
+        memory.move_partial(0, plan.partial + 1);
+        assert_eq!(memory.partial_pressure(none), PartialPressure::Spent);
+        memory.move_partial(0, plan.partial / 2);
+        assert_eq!(memory.partial_pressure(none), PartialPressure::Exceeded);
+        memory.move_partial(plan.partial / 2 + plan.partial / 8, 0);
+        assert_eq!(memory.partial_pressure(PartialPressure::Spent), PartialPressure::Spent);
+        assert_eq!(memory.partial_pressure(none), none);
+    }
+
+    #[test]
+    fn a_plan_adds_up_to_its_limit_and_says_what_is_too_small() {
+        let (_, plan) = memory(64 * MIB);
+        let parts =
+            [plan.base, plan.rings, plan.stacks, plan.connections, plan.labels, plan.slack, plan.partial];
+        assert_eq!(parts.iter().sum::<u64>() + plan.events, plan.total);
+        let config = Config { memory: Some(16 * MIB), ..Config::default() };
+        let machine = Machine { memory: 1 << 40, cpus: 2, files: 20_000 };
+        let error = Plan::new(&config, machine).expect_err("too small").to_string();
+        assert!(error.contains("set memory to"), "{error}");
+        let needed =
+            error.rsplit("set memory to ").next().and_then(|rest| rest.split(' ').next()).expect("a size");
+        let needed = needed.parse::<f64>().expect("a number") * MIB as f64;
+        let enough = Config { memory: Some(needed as u64), ..Config::default() };
+        assert!(Plan::new(&enough, machine).is_ok(), "what the message asks for is enough");
     }
 }

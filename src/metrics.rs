@@ -24,8 +24,9 @@ pub const OTHER: &str = "_other";
 const DURATION_BOUNDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// Upper bounds of `delivery_latency_seconds`: around `linger` at its default, and up to an outage.
-const LATENCY_BOUNDS: &[f64] =
-    &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
+const LATENCY_BOUNDS: &[f64] = &[
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
+];
 
 /// Why an event was dropped: the closed list behind `events_dropped_total{reason}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,8 @@ impl Drop {
     /// Every reason, in the order of its index.
     pub const ALL: [Drop; 4] = [Drop::Memory, Drop::Parked, Drop::Rejected, Drop::DrainDeadline];
 
-    fn label(self) -> &'static str {
+    /// The value of the metric's `reason` label.
+    pub fn label(self) -> &'static str {
         match self {
             Drop::Memory => "memory",
             Drop::Parked => "parked",

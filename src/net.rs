@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::ListenAddress;
 use crate::queue::Returns;
@@ -54,7 +54,7 @@ pub trait Handler {
     fn data(&mut self, key: Key, bytes: &[u8]);
     /// Nothing more will be read. The shard has to close it.
     fn ended(&mut self, key: Key, end: End);
-    /// So many bytes of answers were written, or never will be since the connection failed.
+    /// So many bytes of answers were written; `usize::MAX` where writing failed and all are given up.
     fn sent(&mut self, key: Key, bytes: usize);
     /// No connection could be accepted; the driver tries again.
     fn accept_failed(&mut self, error: &io::Error);
@@ -115,12 +115,20 @@ impl Driver {
     ///
     /// # Errors
     /// Where the kernel refuses; for io_uring [`probe::probe`] has asked before.
-    pub fn new(kind: DriverKind, listeners: Vec<OwnedFd>, returns: Arc<[Returns]>, shard: usize, receive_bytes: usize) -> io::Result<Self> {
+    pub fn new(
+        kind: DriverKind,
+        listeners: Vec<OwnedFd>,
+        returns: Arc<[Returns]>,
+        shard: usize,
+        receive_bytes: usize,
+    ) -> io::Result<Self> {
         Ok(match kind {
             DriverKind::Uring { incremental } => {
                 Driver::Uring(Box::new(Uring::new(listeners, returns, shard, receive_bytes, incremental)?))
             }
-            DriverKind::Epoll => Driver::Epoll(Box::new(Epoll::new(listeners, returns, shard, receive_bytes)?)),
+            DriverKind::Epoll => {
+                Driver::Epoll(Box::new(Epoll::new(listeners, returns, shard, receive_bytes)?))
+            }
         })
     }
 
@@ -129,7 +137,12 @@ impl Driver {
     ///
     /// # Errors
     /// Where the kernel fails in a way that no retry mends.
-    pub fn wait(&mut self, timeout: Option<Duration>, pause: Duration, handler: &mut impl Handler) -> io::Result<Reaped> {
+    pub fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        pause: Duration,
+        handler: &mut impl Handler,
+    ) -> io::Result<Reaped> {
         either!(self, driver => driver.wait(timeout, pause, handler))
     }
 
@@ -167,13 +180,19 @@ impl Driver {
 ///
 /// # Errors
 /// Where an address cannot be bound, with a sentence that names it.
-pub fn listen(addresses: &[ListenAddress], shards: usize, takeover: bool) -> io::Result<(Vec<Vec<OwnedFd>>, Vec<ListenAddress>)> {
+pub fn listen(
+    addresses: &[ListenAddress],
+    shards: usize,
+    takeover: bool,
+) -> io::Result<(Vec<Vec<OwnedFd>>, Vec<ListenAddress>)> {
     let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
     let mut bound = Vec::with_capacity(addresses.len());
     for address in addresses {
         let explain = |error: io::Error| {
             let hint = match error.kind() {
-                io::ErrorKind::AddrInUse => "; another process listens there (--takeover shares it on purpose)",
+                io::ErrorKind::AddrInUse => {
+                    "; another process listens there (--takeover shares it on purpose)"
+                }
                 io::ErrorKind::PermissionDenied => "; this user may not",
                 _ => "",
             };
@@ -181,10 +200,13 @@ pub fn listen(addresses: &[ListenAddress], shards: usize, takeover: bool) -> io:
         };
         let (listeners, real) = match address {
             ListenAddress::Tcp(address) => {
-                let (sockets, real) = listen_tcp(*address, shards, takeover).map_err(explain)?;
+                let (sockets, real) =
+                    patiently(|| listen_tcp(*address, shards, takeover)).map_err(explain)?;
                 (sockets, ListenAddress::Tcp(real))
             }
-            ListenAddress::Unix(path) => (listen_unix(path, shards).map_err(explain)?, address.clone()),
+            ListenAddress::Unix(path) => {
+                (patiently(|| listen_unix(path, shards)).map_err(explain)?, address.clone())
+            }
         };
         for (shard, listener) in by_shard.iter_mut().zip(listeners) {
             shard.push(listener);
@@ -194,13 +216,35 @@ pub fn listen(addresses: &[ListenAddress], shards: usize, takeover: bool) -> io:
     Ok((by_shard, bound))
 }
 
+/// How long an address may be in use still: a relay that was killed keeps it until the kernel has taken its rings
+/// apart, which it does a moment after the process is gone.
+const IN_USE_MAX: Duration = Duration::from_secs(1);
+
+/// Tries again for a moment where an address is in use.
+fn patiently<T>(mut listen: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let deadline = Instant::now() + IN_USE_MAX;
+    loop {
+        match listen() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(IN_USE_MAX / 20);
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Connections that may wait to be accepted, a listener. The kernel bounds it by net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-fn listen_tcp(address: std::net::SocketAddr, shards: usize, takeover: bool) -> io::Result<(Vec<OwnedFd>, std::net::SocketAddr)> {
+fn listen_tcp(
+    address: std::net::SocketAddr,
+    shards: usize,
+    takeover: bool,
+) -> io::Result<(Vec<OwnedFd>, std::net::SocketAddr)> {
     use socket2::{Domain, Protocol, Socket, Type};
     let open = |address: std::net::SocketAddr, shared: bool| -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        let socket =
+            Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(shared)?;
         if address.is_ipv6() {

@@ -14,14 +14,14 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, Busy};
 use crate::buffer::Shape;
-use crate::config::{Config, DestinationChoice, ListenAddress};
+use crate::config::{BodyHash, Config, DestinationChoice, ListenAddress};
 use crate::delivery::{Command, Delivery, Parts};
 use crate::destination::Destination;
 use crate::destination::directory::Directory;
 use crate::destination::firehose::{Firehose, FirehoseSettings};
 use crate::drain::{self, Drained};
 use crate::lifecycle::Lifecycle;
-use crate::memory::{Machine, Memory, Plan};
+use crate::memory::{Memory, Plan};
 use crate::metrics::Metrics;
 use crate::net::{self, DriverKind, probe};
 use crate::queue::{Handoff, Returns};
@@ -36,9 +36,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Runs a relay until it was told to stop and has drained.
 ///
 /// # Errors
-/// Where it cannot start: an address is taken, memory is too small, a destination is not usable.
-pub async fn run(config: Config) -> anyhow::Result<Drained> {
-    let plan = Plan::new(&config, Machine::detect())?;
+/// Where it cannot start: an address is taken, or a destination is not usable.
+pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     let (driver, refused) = probe::choose(config.io)?;
     if let Some(refused) = refused {
         warn!("{refused}. Sockets are read with epoll instead, at a higher cost in CPU");
@@ -110,6 +109,7 @@ async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<
                 call_timeout: config.call_timeout,
                 connect_timeout: config.connect_timeout,
                 max_idle_connections: config.max_calls,
+                groups_hashes: config.body_hash == BodyHash::Grouped,
             })
             .await?,
         ),
@@ -121,7 +121,12 @@ fn instance() -> String {
     format!("{:08x}", fastrand::u32(..))
 }
 
-fn share(config: Arc<Config>, plan: &Plan, metrics: Arc<Metrics>, destination: &Destination) -> io::Result<Arc<Shared>> {
+fn share(
+    config: Arc<Config>,
+    plan: &Plan,
+    metrics: Arc<Metrics>,
+    destination: &Destination,
+) -> io::Result<Arc<Shared>> {
     let memory = Memory::new(plan);
     let returns = (0..plan.shards).map(|_| Returns::new()).collect::<io::Result<Arc<[Returns]>>>()?;
     Ok(Arc::new(Shared {
@@ -187,14 +192,21 @@ async fn sweep_idle(shared: Arc<Shared>, delivery: mpsc::Sender<Command>) {
     }
 }
 
-/// Waits to be told, then drains. SIGTERM and SIGINT tell, as does `POST /drain`. A second
+/// Waits to be told, then drains. SIGTERM, SIGINT and SIGHUP (a terminal that was closed) tell, as does
+/// `POST /drain`. A second
 /// signal cuts `pre_drain_delay` short; one during the drain hurries that.
-async fn wait_and_drain(shared: &Arc<Shared>, delivery: &mpsc::Sender<Command>, lifecycle: &Lifecycle) -> io::Result<Drained> {
+async fn wait_and_drain(
+    shared: &Arc<Shared>,
+    delivery: &mpsc::Sender<Command>,
+    lifecycle: &Lifecycle,
+) -> io::Result<Drained> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("SIGINT: draining"),
+        _ = hang_up.recv() => info!("SIGHUP: draining"),
         () = lifecycle.drain_asked() => info!("asked to drain"),
     }
     lifecycle.draining();

@@ -164,7 +164,15 @@ impl Shard {
     fn new(index: usize, driver: Driver, shared: Arc<Shared>) -> Self {
         let wheel = Wheel::new(shared.metrics.epoch, shared.config.linger);
         let intake = Intake::new(index, wheel, shared);
-        Self { driver, intake, phase: Phase::Serve, sweeps: 0, pause: Duration::ZERO, is_quiet: false, draining_since: None }
+        Self {
+            driver,
+            intake,
+            phase: Phase::Serve,
+            sweeps: 0,
+            pause: Duration::ZERO,
+            is_quiet: false,
+            draining_since: None,
+        }
     }
 
     fn run(mut self) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::config::{Config, OnFull, Packing};
+use crate::config::{self, Config, DestinationChoice, OnFull, Packing};
 use crate::frame::{self, Reject};
 use crate::linger;
 use crate::memory::Account;
@@ -30,7 +30,7 @@ pub struct Stream {
     /// The delivery streams that it is delivered to, at least one.
     pub delivery_streams: Box<[Arc<str>]>,
     /// The memory that it holds.
-    pub account: Account,
+    pub account: Arc<Account>,
     /// Set by delivery while every one of its lanes is parked by a permanent refusal.
     pub parked: AtomicBool,
 }
@@ -56,7 +56,8 @@ impl Registry {
     /// The stream of a name that a shard sees for the first time.
     ///
     /// # Errors
-    /// Where the name is not allowed, not configured although it must be, or one too many.
+    /// Where the name is not allowed, or too long for the template of delivery streams; where it is not
+    /// configured although it must be; or where it is one too many.
     pub fn resolve(&self, name: &[u8]) -> Result<Arc<Stream>, Reject> {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = streams.get(name) {
@@ -72,7 +73,7 @@ impl Registry {
         if streams.len() >= self.config.max_streams {
             return Err(Reject::TooManyStreams);
         }
-        let stream = Arc::new(self.create(text));
+        let stream = Arc::new(self.create(text)?);
         streams.insert(name.into(), Arc::clone(&stream));
         Ok(stream)
     }
@@ -88,25 +89,35 @@ impl Registry {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn create(&self, name: &str) -> Stream {
+    fn create(&self, name: &str) -> Result<Stream, Reject> {
         let config = &self.config;
         let configured = config.streams.get(name);
-        let mapped = configured.map_or(&[][..], |stream| &stream.delivery_streams);
-        let delivery_streams = if mapped.is_empty() {
-            Box::new([config.delivery_stream.replace("{stream}", name).into()]) as Box<[Arc<str>]>
-        } else {
-            mapped.iter().map(|name| name.as_str().into()).collect()
-        };
-        Stream {
+        Ok(Stream {
             id: self.next_id.fetch_add(1, Relaxed),
             name: name.into(),
             phase: phase(name),
             label: self.metrics.label(name),
             packing: configured.map_or(config.packing, |stream| stream.packing),
             on_full: configured.map_or(config.on_full, |stream| stream.on_full),
-            delivery_streams,
-            account: Account::default(),
+            delivery_streams: self.delivery_streams(name)?,
+            account: Arc::default(),
             parked: AtomicBool::new(false),
+        })
+    }
+
+    /// Where a stream is delivered to. Only Firehose has delivery streams; elsewhere a stream keeps its name.
+    fn delivery_streams(&self, name: &str) -> Result<Box<[Arc<str>]>, Reject> {
+        let config = &self.config;
+        if config.destination != DestinationChoice::Firehose {
+            return Ok(Box::new([name.into()]));
+        }
+        let mapped = config.streams.get(name).map_or(&[][..], |stream| &stream.delivery_streams);
+        if !mapped.is_empty() {
+            return Ok(mapped.iter().map(|name| name.as_str().into()).collect());
+        }
+        match config::name::fill_template(&config.delivery_stream, name) {
+            Ok(filled) => Ok(Box::new([filled.into()])),
+            Err(_) => Err(Reject::BadName),
         }
     }
 }

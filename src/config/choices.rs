@@ -143,6 +143,22 @@ impl fmt::Display for OnFull {
     }
 }
 
+/// Who computes the SHA-256 of a call's body, which its signature needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyHash {
+    /// Large bodies that are ready together are hashed together, where the processor can.
+    Grouped,
+    /// The SDK, one body at a time.
+    Standard,
+}
+
+impl BodyHash {
+    /// All of them, in the order of [`Self::NAMES`].
+    pub const ALL: [Self; 2] = [Self::Grouped, Self::Standard];
+    /// What they are called in the configuration.
+    pub const NAMES: [&str; 2] = ["grouped", "standard"];
+}
+
 /// How events are packed into records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packing {

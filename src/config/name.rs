@@ -1,13 +1,12 @@
 //! The names in a configuration: streams (the protocol's rule) and delivery streams (AWS's rule).
 
+use crate::frame;
+
 /// The most bytes of a stream's name and of a delivery stream's.
 const NAME_BYTES_MAX: usize = 64;
 
 /// What stands for the stream's name in a template.
 const PLACEHOLDER: &str = "{stream}";
-
-/// The label under which streams beyond `max_stream_labels` are counted, which no stream may be called.
-const OTHER_LABEL: &str = "_other";
 
 /// Checks a stream's name by the protocol's rule.
 ///
@@ -15,12 +14,10 @@ const OTHER_LABEL: &str = "_other";
 ///
 /// A sentence that says what a name may be.
 pub fn check_stream(name: &str) -> Result<(), String> {
-    if !is_name(name) {
-        return Err("a stream's name has 1 to 64 of A-Z a-z 0-9 _ . -".into());
-    }
-    match name {
-        "." | ".." | OTHER_LABEL => Err(format!("no stream may be called \"{name}\"")),
-        _ => Ok(()),
+    match (frame::is_stream_name(name.as_bytes()), is_name(name)) {
+        (true, _) => Ok(()),
+        (false, true) => Err(format!("no stream may be called \"{name}\"")),
+        (false, false) => Err("a stream's name has 1 to 64 of A-Z a-z 0-9 _ . -".into()),
     }
 }
 

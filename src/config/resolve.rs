@@ -9,7 +9,7 @@ use super::errors::{Errors, Place};
 use super::raw::{Given, Layer, Target};
 use super::stream::StreamOptions;
 use super::units::format_duration;
-use super::{Config, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode};
+use super::{BodyHash, Config, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode};
 
 /// Applies the layers in ascending precedence, the defaults first.
 pub(super) fn resolve(layers: Vec<Layer>, errors: Errors) -> Result<Config, Errors> {
@@ -161,6 +161,7 @@ fn blank() -> Config {
         max_stream_labels: 0,
         only_configured_streams: false,
         max_calls: 0,
+        body_hash: BodyHash::Grouped,
         max_lane_calls: 0,
         call_timeout: Duration::ZERO,
         connect_timeout: Duration::ZERO,

@@ -54,7 +54,7 @@ fn without_directory(line: &str) -> String {
 }
 
 /// A value other than the default for each setting of the relay, as TOML.
-const OTHER_VALUES: [(&str, &str); 30] = [
+const OTHER_VALUES: [(&str, &str); 31] = [
     ("listen", r#"["[::1]:7000", "unix:/run/standpipe.sock"]"#),
     ("admin", r#""[::1]:7001""#),
     ("max_connections", "7"),
@@ -76,6 +76,7 @@ const OTHER_VALUES: [(&str, &str); 30] = [
     ("shards", "3"),
     ("io", r#""epoll""#),
     ("max_calls", "10"),
+    ("body_hash", r#""standard""#),
     ("max_lane_calls", "4"),
     ("call_timeout", r#""20s""#),
     ("connect_timeout", r#""2s""#),
@@ -121,6 +122,7 @@ fn the_defaults_are_those_of_the_design() {
         max_stream_labels: 1_000,
         only_configured_streams: false,
         max_calls: 64,
+        body_hash: BodyHash::Grouped,
         max_lane_calls: 8,
         call_timeout: Duration::from_secs(30),
         connect_timeout: Duration::from_secs(3),

@@ -82,7 +82,14 @@ impl Lane {
     }
 
     /// A call that started at `started` has ended. `fraction`, from 0 to 1, is the jitter.
-    pub fn finished(&mut self, verdict: Verdict, started: Instant, now: Instant, limits: &LaneLimits, fraction: f64) {
+    pub fn finished(
+        &mut self,
+        verdict: Verdict,
+        started: Instant,
+        now: Instant,
+        limits: &LaneLimits,
+        fraction: f64,
+    ) {
         self.in_flight -= 1;
         match verdict {
             Verdict::Progress => self.recover(now),

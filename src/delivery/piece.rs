@@ -73,7 +73,8 @@ pub struct Piece {
     body: Bytes,
     records: Vec<Record>,
     origin: Origin,
-    charge: Charge,
+    /// Gives the memory back when the piece is dropped.
+    _charge: Charge,
     oldest: Instant,
     /// A call with it was made and failed.
     pub is_retry: bool,
@@ -92,12 +93,15 @@ impl Piece {
 
     fn new(body: Bytes, records: Vec<Record>, origin: Origin, charge: Charge, oldest: Instant) -> Self {
         let (is_retry, is_unknown, refused_since) = (false, false, None);
-        Self { body, records, origin, charge, oldest, is_retry, is_unknown, refused_since }
+        Self { body, records, origin, _charge: charge, oldest, is_retry, is_unknown, refused_since }
     }
 
     /// Its stream.
     pub fn stream(&self) -> &Arc<Stream> {
-        self.charge.stream()
+        match &self.origin {
+            Origin::One(ticket) => &ticket.stream,
+            Origin::Many(shares) => &shares[0].ticket.stream,
+        }
     }
 
     /// Its records.
@@ -158,7 +162,8 @@ impl Piece {
     /// A piece of the records that `chosen` picks, copied out so that the memory of the rest can go.
     pub fn only(&self, memory: &Arc<Memory>, chosen: impl Fn(usize) -> bool) -> Piece {
         let picked: Vec<usize> = (0..self.records.len()).filter(|index| chosen(*index)).collect();
-        let length = picked.iter().map(|index| (self.records[*index].end - self.records[*index].start) as usize);
+        let length =
+            picked.iter().map(|index| (self.records[*index].end - self.records[*index].start) as usize);
         let mut gatherer = Gatherer::with_capacity(length.sum(), picked.len());
         for index in &picked {
             gatherer.push(&self.body, self.records[*index]);
@@ -170,11 +175,13 @@ impl Piece {
             Origin::Many(shares) => Origin::Many(
                 shares
                     .iter()
-                    .filter_map(|share| place_of(share.record).map(|record| Share { record, ..share.clone() }))
+                    .filter_map(|share| {
+                        place_of(share.record).map(|record| Share { record, ..share.clone() })
+                    })
                     .collect(),
             ),
         };
-        let charge = Charge::forced(memory, self.stream(), json.capacity() as u64);
+        let charge = Charge::forced(memory, &self.stream().account, json.capacity() as u64);
         let piece = Piece::new(Bytes::from(json), records, origin, charge, self.oldest);
         Piece { is_retry: true, is_unknown: self.is_unknown, refused_since: self.refused_since, ..piece }
     }
@@ -196,7 +203,11 @@ fn may_join(first: &Piece, next: &Piece) -> bool {
 }
 
 /// Takes the first piece, and with it as many that follow as fit into one call.
-pub fn merge(pieces: &mut std::collections::VecDeque<Piece>, encoding: Encoding, memory: &Arc<Memory>) -> Option<Piece> {
+pub fn merge(
+    pieces: &mut std::collections::VecDeque<Piece>,
+    encoding: Encoding,
+    memory: &Arc<Memory>,
+) -> Option<Piece> {
     let first = pieces.pop_front()?;
     let (mut records, mut bytes) = (first.records.len(), first.bytes());
     let mut group = vec![first];
@@ -217,7 +228,9 @@ pub fn merge(pieces: &mut std::collections::VecDeque<Piece>, encoding: Encoding,
 }
 
 fn join(group: &[Piece], memory: &Arc<Memory>) -> Piece {
-    let length = |piece: &Piece| piece.records.iter().map(|record| (record.end - record.start) as usize).sum::<usize>();
+    let length = |piece: &Piece| {
+        piece.records.iter().map(|record| (record.end - record.start) as usize).sum::<usize>()
+    };
     let records = group.iter().map(|piece| piece.records.len()).sum();
     let mut gatherer = Gatherer::with_capacity(group.iter().map(length).sum(), records);
     let mut shares = Vec::new();
@@ -230,7 +243,7 @@ fn join(group: &[Piece], memory: &Arc<Memory>) -> Piece {
         first_record += piece.records.len();
     }
     let (json, records) = gatherer.finish();
-    let charge = Charge::forced(memory, group[0].stream(), json.capacity() as u64);
+    let charge = Charge::forced(memory, &group[0].stream().account, json.capacity() as u64);
     let oldest = group.iter().map(|piece| piece.oldest).min().expect("a group has a piece");
     let piece = Piece::new(Bytes::from(json), records, Origin::Many(shares), charge, oldest);
     Piece { is_retry: group[0].is_retry, is_unknown: group[0].is_unknown, ..piece }
@@ -254,7 +267,11 @@ impl Piece {
 }
 
 /// Packs loose lines, as many as fit into one call.
-pub fn pack(loose: &mut std::collections::VecDeque<Loose>, encoding: Encoding, memory: &Arc<Memory>) -> Option<Piece> {
+pub fn pack(
+    loose: &mut std::collections::VecDeque<Loose>,
+    encoding: Encoding,
+    memory: &Arc<Memory>,
+) -> Option<Piece> {
     match encoding {
         Encoding::Records => pack_records(loose, memory),
         Encoding::Lines => pack_lines(loose, memory),
@@ -262,10 +279,11 @@ pub fn pack(loose: &mut std::collections::VecDeque<Loose>, encoding: Encoding, m
 }
 
 fn pack_records(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory>) -> Option<Piece> {
-    let stream = Arc::clone(loose.front()?.charge.stream());
+    let stream = Arc::clone(&loose.front()?.ticket.stream);
     let oldest = loose.front()?.oldest();
     let mut encoder = Encoder::new(stream.packing, CALL_BYTES_MAX);
-    encoder.reserve(encode::body_bytes_max(loose.iter().map(Loose::bytes).sum::<usize>().min(CALL_BYTES_MAX)));
+    encoder
+        .reserve(encode::body_bytes_max(loose.iter().map(Loose::bytes).sum::<usize>().min(CALL_BYTES_MAX)));
     let mut parts = Vec::new();
     while let Some(front) = loose.front_mut() {
         let before = encoder.events();
@@ -282,7 +300,7 @@ fn pack_records(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memo
         loose.pop_front();
     }
     let (json, records) = encoder.finish();
-    let charge = Charge::forced(memory, &stream, json.capacity() as u64);
+    let charge = Charge::forced(memory, &stream.account, json.capacity() as u64);
     let origin = origin_of(&records, parts);
     Some(Piece::new(Bytes::from(json), records, origin, charge, oldest))
 }
@@ -290,7 +308,7 @@ fn pack_records(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memo
 /// Lines need no packing but to be put behind each other; one batch alone is not even copied.
 fn pack_lines(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory>) -> Option<Piece> {
     let first = loose.pop_front()?;
-    let stream = Arc::clone(first.charge.stream());
+    let stream = Arc::clone(&first.ticket.stream);
     let (mut lines, mut charge, oldest) = (first.lines, first.charge, first.ticket.oldest);
     let mut parts = vec![(first.ticket, first.events_left)];
     while let Some(next) = loose.front().filter(|next| lines.len() + next.lines.len() <= CALL_BYTES_MAX) {
@@ -298,7 +316,7 @@ fn pack_lines(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory
         parts.extend(loose.pop_front().map(|next| (next.ticket, next.events_left)));
     }
     if parts.len() > 1 {
-        charge = Charge::forced(memory, &stream, lines.capacity() as u64);
+        charge = Charge::forced(memory, &stream.account, lines.capacity() as u64);
     }
     let events = parts.iter().map(|(_, events)| events).sum::<u64>();
     let length = u32::try_from(lines.len()).expect("a batch is far smaller than 4 GiB");
@@ -332,4 +350,168 @@ fn origin_of(records: &[Record], mut parts: Vec<(Arc<Ticket>, u64)>) -> Origin {
         }
     }
     Origin::Many(shares)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::collections::{HashMap, VecDeque};
+
+    use super::*;
+    use crate::batch::BatchId;
+    use crate::config::Config;
+    use crate::memory::{Machine, Plan};
+    use crate::metrics::Metrics;
+    use crate::stream::Registry;
+
+    fn fixture(record_bytes_max: u32) -> (Arc<Memory>, Arc<Stream>) {
+        let mut config = Config { memory: Some(256 << 20), ..Config::default() };
+        config.packing.record_bytes_max = record_bytes_max;
+        let plan =
+            Plan::new(&config, Machine { memory: 1 << 30, cpus: 2, files: 1024 }).expect("enough memory");
+        let metrics = Metrics::new(Instant::now(), 1, Vec::new(), 10);
+        let registry = Registry::new(Arc::new(config), metrics);
+        (Memory::new(&plan), registry.resolve(b"clicks").expect("a good name"))
+    }
+
+    fn ticket(stream: &Arc<Stream>, sequence: u64, events: u64) -> Arc<Ticket> {
+        let now = Instant::now();
+        Arc::new(Ticket::new(BatchId { shard: 0, sequence }, Arc::clone(stream), events, now, now))
+    }
+
+    fn loose(memory: &Arc<Memory>, stream: &Arc<Stream>, sequence: u64, lines: &[Vec<u8>]) -> Loose {
+        let charge = Charge::forced(memory, &stream.account, 1);
+        Loose::new(ticket(stream, sequence, lines.len() as u64), lines.concat(), charge, Instant::now())
+    }
+
+    fn decode(body: &[u8]) -> Vec<Vec<u8>> {
+        let value: serde_json::Value = serde_json::from_slice(body).expect("a call's body is JSON");
+        let records = value["Records"].as_array().expect("records").iter();
+        records
+            .map(|record| {
+                aws_smithy_types::base64::decode(record["Data"].as_str().expect("text")).expect("base64")
+            })
+            .collect()
+    }
+
+    /// Plays a destination that accepts, fails, refuses and answers in part, until everything is accepted.
+    fn deliver_all(
+        loose: &mut VecDeque<Loose>,
+        memory: &Arc<Memory>,
+        answers: &[u8],
+    ) -> (Vec<Vec<u8>>, HashMap<BatchId, u64>) {
+        let (mut pieces, mut bodies, mut settled) = (VecDeque::new(), Vec::new(), HashMap::new());
+        let mut answers = answers.iter().copied().chain(std::iter::repeat(0));
+        while !loose.is_empty() || !pieces.is_empty() {
+            let mut piece = merge(&mut pieces, Encoding::Records, memory)
+                .or_else(|| pack(loose, Encoding::Records, memory))
+                .expect("something is left");
+            let body = piece.close(Encoding::Records, "name");
+            let records = decode(&body);
+            assert_eq!(records.len(), piece.records().len());
+            assert!(records.len() <= CALL_RECORDS_MAX && piece.bytes() <= CALL_BYTES_MAX);
+            drop(body);
+            let answer = answers.next().unwrap_or(0);
+            let accepted = |index: usize| (answer as usize + index) % 3 != 1;
+            match answer % 4 {
+                1 if records.len() > 1 => pieces.extend(piece.halves(memory)),
+                2 => {
+                    piece.is_unknown = answer % 8 == 2;
+                    pieces.push_front(piece);
+                }
+                3 if !(0..records.len()).all(accepted) => {
+                    let taken = records.into_iter().enumerate().filter(|(index, _)| accepted(*index));
+                    bodies.extend(taken.map(|(_, record)| record));
+                    piece.settle(Fate::Delivered, accepted, |ticket, _| {
+                        *settled.entry(ticket.id).or_default() += 1;
+                    });
+                    pieces.push_front(piece.only(memory, |index| !accepted(index)));
+                }
+                _ => {
+                    bodies.extend(records);
+                    piece.settle(
+                        Fate::Delivered,
+                        |_| true,
+                        |ticket, _| *settled.entry(ticket.id).or_default() += 1,
+                    );
+                }
+            }
+        }
+        (bodies, settled)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        #[test]
+        fn whatever_calls_end_in_every_event_is_delivered_once_and_every_batch_settled_once(
+            batches in proptest::collection::vec(proptest::collection::vec(1usize..3_000, 1..40), 1..12),
+            answers in proptest::collection::vec(any::<u8>(), 0..60),
+            record_bytes_max in 1u32..20_000,
+        ) {
+            let (memory, stream) = fixture(record_bytes_max);
+            let mut number = 0u64;
+            let mut lines = Vec::new();
+            let mut queue = VecDeque::new();
+            for (sequence, lengths) in batches.iter().enumerate() {
+                let batch: Vec<Vec<u8>> = lengths.iter().map(|length| {
+                    number += 1;
+                    format!("{number:0width$}\n", width = *length).into_bytes()
+                }).collect();
+                queue.push_back(loose(&memory, &stream, sequence as u64, &batch));
+                lines.extend(batch);
+            }
+            let (bodies, settled) = deliver_all(&mut queue, &memory, &answers);
+            let mut delivered: Vec<Vec<u8>> =
+                bodies.concat().split_inclusive(|octet| *octet == b'\n').map(<[u8]>::to_vec).collect();
+            delivered.sort();
+            lines.sort();
+            prop_assert_eq!(delivered, lines);
+            prop_assert_eq!(settled.len(), batches.len());
+            prop_assert!(settled.values().all(|count| *count == 1));
+            prop_assert_eq!(memory.used(), 0);
+        }
+    }
+
+    #[test]
+    fn a_body_goes_out_again_without_a_copy() {
+        let (memory, stream) = fixture(1_000);
+        let mut queue = VecDeque::from([loose(&memory, &stream, 0, &[b"one\n".to_vec()])]);
+        let mut piece = pack(&mut queue, Encoding::Records, &memory).expect("a piece");
+        let first = piece.close(Encoding::Records, "first");
+        let place = first.as_ptr();
+        drop(first);
+        let second = piece.close(Encoding::Records, "a-longer-name");
+        assert_eq!(second.as_ptr(), place);
+        assert_eq!(decode(&second), [b"one\n"]);
+    }
+
+    #[test]
+    fn lines_are_put_together_and_one_batch_alone_is_not_copied() {
+        let (memory, stream) = fixture(1_000);
+        let alone = loose(&memory, &stream, 0, &[b"one\n".to_vec()]);
+        let place = alone.lines.as_ptr();
+        let mut piece = pack(&mut VecDeque::from([alone]), Encoding::Lines, &memory).expect("a piece");
+        assert_eq!(piece.close(Encoding::Lines, "name").as_ptr(), place);
+        let two =
+            [loose(&memory, &stream, 1, &[b"a\n".to_vec()]), loose(&memory, &stream, 2, &[b"b\n".to_vec()])];
+        let mut piece = pack(&mut VecDeque::from(two), Encoding::Lines, &memory).expect("a piece");
+        assert_eq!((&piece.close(Encoding::Lines, "name")[..], piece.events()), (&b"a\nb\n"[..], 2));
+    }
+
+    #[test]
+    fn suspects_and_possible_duplicates_stay_apart() {
+        let (memory, stream) = fixture(1_000);
+        let piece = |sequence| {
+            let mut queue = VecDeque::from([loose(&memory, &stream, sequence, &[b"x\n".to_vec()])]);
+            pack(&mut queue, Encoding::Records, &memory).expect("a piece")
+        };
+        let suspect = Piece { refused_since: Some(Instant::now()), ..piece(1) };
+        let unknown = Piece { is_unknown: true, ..piece(2) };
+        let mut pieces = VecDeque::from([piece(0), suspect, unknown, piece(3), piece(4)]);
+        let mut sizes = Vec::new();
+        while let Some(merged) = merge(&mut pieces, Encoding::Records, &memory) {
+            sizes.push(merged.records().len());
+        }
+        assert_eq!(sizes, [1, 1, 1, 2]);
+    }
 }

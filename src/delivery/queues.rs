@@ -20,6 +20,8 @@ pub struct LaneLink {
     pub is_waiting: bool,
     /// Bytes that the lane has taken from this stream, on the lane's clock: the least served is next.
     pub served: u64,
+    /// Bytes that this stream has sent by the lane: of several lanes, the one that had least is tried first.
+    pub sent: u64,
 }
 
 /// What one stream has sealed and not delivered, calls in flight apart.

@@ -31,12 +31,15 @@ use thiserror::Error;
 mod body;
 mod classify;
 mod credentials;
+mod hasher;
+mod sha256;
 #[cfg(test)]
 mod tests;
 
 use self::body::{Progress, RawBody, Stage};
 use self::classify::{Verdict, classify, classify_record};
 use self::credentials::{Expiry, Watched};
+use self::hasher::Hasher;
 use super::{Call, Outcome, RecordOutcome, Refusal};
 
 /// A connection that has been idle for longer is closed by us. Short, because a request that meets the service's
@@ -63,6 +66,8 @@ pub struct FirehoseSettings {
     pub connect_timeout: Duration,
     /// The number of idle connections kept; more are opened as calls need them.
     pub max_idle_connections: usize,
+    /// Whether large bodies that are ready together are hashed together, rather than by the SDK one by one.
+    pub groups_hashes: bool,
 }
 
 impl Default for FirehoseSettings {
@@ -73,6 +78,7 @@ impl Default for FirehoseSettings {
             call_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(3),
             max_idle_connections: 64,
+            groups_hashes: true,
         }
     }
 }
@@ -83,6 +89,9 @@ pub enum FirehoseError {
     /// Neither the settings nor the standard chain name a region.
     #[error("no AWS region is known: set `region`, AWS_REGION, or a region in the AWS profile")]
     NoRegion,
+    /// The thread that hashes bodies cannot be started.
+    #[error("the thread that hashes bodies cannot be started: {0}")]
+    NoThread(std::io::Error),
     /// The endpoint is no URL that requests can go to.
     #[error("the endpoint {url:?} cannot be used: write it as https://HOST or http://HOST:PORT")]
     BadEndpoint {
@@ -98,6 +107,7 @@ pub struct Firehose {
     /// What the SDK's chain found to ask for credentials.
     credentials: Option<SharedCredentialsProvider>,
     expiry: Arc<Expiry>,
+    hasher: Option<Hasher>,
 }
 
 impl Firehose {
@@ -130,7 +140,9 @@ impl Firehose {
             check_endpoint(url)?;
             config.set_endpoint_url(Some(url.clone()));
         }
-        Ok(Self { client: Client::from_conf(config.build()), credentials, expiry })
+        let hasher = settings.groups_hashes.then(|| Hasher::start(settings.max_idle_connections)).transpose();
+        let hasher = hasher.map_err(FirehoseError::NoThread)?;
+        Ok(Self { client: Client::from_conf(config.build()), credentials, expiry, hasher })
     }
 
     async fn check_credentials(&self) {
@@ -156,7 +168,11 @@ impl Firehose {
     /// delivery stream's name in it.
     pub async fn call(&self, call: Call) -> Outcome {
         let progress = Progress::new();
-        let raw_body = RawBody { body: call.body.clone(), progress: Arc::clone(&progress) };
+        let digest = match &self.hasher {
+            Some(hasher) => hasher.digest(&call.body).await,
+            None => None,
+        };
+        let raw_body = RawBody { body: call.body.clone(), digest, progress: Arc::clone(&progress) };
         let answer = self
             .client
             .put_record_batch()

@@ -153,7 +153,12 @@ impl fmt::Display for Plan {
         for (name, bytes, what) in rows {
             writeln!(out, "{name:<14} {:>12}   {what}", Size(bytes).to_string())?;
         }
-        writeln!(out, "{:<14} {:>12}   an eighth of the limit", "a stream", Size(self.stream_bytes_max()).to_string())?;
+        writeln!(
+            out,
+            "{:<14} {:>12}   an eighth of the limit",
+            "a stream",
+            Size(self.stream_bytes_max()).to_string()
+        )?;
         writeln!(out, "{:<14} {:>12}", "shards", self.shards)?;
         write!(out, "{:<14} {:>12}   accepted at most", "connections", self.connections_max)
     }

@@ -4,7 +4,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram as HistogramProto, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram as HistogramProto, LabelPair, Metric, MetricFamily, MetricType,
+};
 use prometheus::{Encoder, TextEncoder};
 
 use super::{Drop, Histogram, Metrics, Outcome, Reject};
@@ -35,7 +37,9 @@ pub fn text(metrics: &Metrics, live: &Live) -> String {
     let families: Vec<MetricFamily> =
         families(metrics, live).into_iter().filter(|family| !family.get_metric().is_empty()).collect();
     let mut text = Vec::new();
-    TextEncoder::new().encode(&families, &mut text).expect("every family left has a metric, and memory takes bytes");
+    TextEncoder::new()
+        .encode(&families, &mut text)
+        .expect("every family left has a metric, and memory takes bytes");
     String::from_utf8(text).expect("names and labels are text")
 }
 
@@ -131,7 +135,10 @@ fn shard_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
             sum(|shard| shard.refused.get()),
         ),
         one(
-            counter("standpipe_connections_failed_total", "Connections that were reset by the peer or failed."),
+            counter(
+                "standpipe_connections_failed_total",
+                "Connections that were reset by the peer or failed.",
+            ),
             sum(|shard| shard.failed.get()),
         ),
         one(

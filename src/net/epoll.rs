@@ -61,7 +61,12 @@ impl Epoll {
         receive_bytes: usize,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, returns[shard].bell.as_fd(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
+        epoll::add(
+            &epoll,
+            returns[shard].bell.as_fd(),
+            epoll::EventData::new_u64(BELL),
+            epoll::EventFlags::IN,
+        )?;
         for (index, listener) in listeners.iter().enumerate() {
             let data = epoll::EventData::new_u64(LISTENER + index as u64);
             epoll::add(&epoll, listener, data, epoll::EventFlags::IN)?;
@@ -81,7 +86,12 @@ impl Epoll {
         })
     }
 
-    pub(super) fn wait(&mut self, timeout: Option<Duration>, pause: Duration, handler: &mut impl Handler) -> io::Result<Reaped> {
+    pub(super) fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        pause: Duration,
+        handler: &mut impl Handler,
+    ) -> io::Result<Reaped> {
         if self.handled == self.events.len() {
             self.wait_for_events(timeout, pause)?;
         }
@@ -91,7 +101,9 @@ impl Epoll {
             self.handled += 1;
             match data.u64() {
                 BELL => self.returns[self.shard].bell.hear(),
-                listener if listener >= LISTENER => self.accept((listener - LISTENER) as usize, ACCEPTS_AT_ONCE, handler),
+                listener if listener >= LISTENER => {
+                    self.accept((listener - LISTENER) as usize, ACCEPTS_AT_ONCE, handler)
+                }
                 // The connection may have been closed since, and the key be another's: reading that one is harmless.
                 key => self.serve(key as Key, flags, handler, &mut reaped),
             }
@@ -259,11 +271,10 @@ impl Epoll {
                 handler.sent(key, length);
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => (),
-            // Reading, unless it has ended, will say that the connection failed.
+            // Reading will say that the connection failed.
             Err(_) => {
-                let lost = slot.outbox.len();
                 slot.outbox.clear();
-                handler.sent(key, lost);
+                handler.sent(key, usize::MAX);
             }
         }
     }

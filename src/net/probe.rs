@@ -21,7 +21,7 @@ pub enum Refused {
     /// A seccomp filter forbids it.
     #[error(
         "io_uring is refused by a seccomp filter ({0}); run with a profile that allows io_uring_setup, \
-         io_uring_enter and io_uring_register, as in '--security-opt seccomp=standpipe.json'"
+         io_uring_enter and io_uring_register (docker run --security-opt seccomp=PROFILE)"
     )]
     Seccomp(io::Error),
     /// The kernel does not have what is needed.

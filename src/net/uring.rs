@@ -131,7 +131,12 @@ impl Uring {
         Ok(driver)
     }
 
-    pub(super) fn wait(&mut self, timeout: Option<Duration>, pause: Duration, handler: &mut impl Handler) -> io::Result<Reaped> {
+    pub(super) fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        pause: Duration,
+        handler: &mut impl Handler,
+    ) -> io::Result<Reaped> {
         let timeout = self.wake_listeners(timeout);
         self.enter(1, timeout)?;
         if !pause.is_zero() {
@@ -139,7 +144,8 @@ impl Uring {
             self.enter(0, None)?;
         }
         let mut completions = std::mem::take(&mut self.completions);
-        completions.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result(), entry.flags())));
+        completions
+            .extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result(), entry.flags())));
         let mut reaped = Reaped::default();
         for (tag, result, flags) in completions.drain(..) {
             let (operation, index) = Operation::of(tag);
@@ -285,13 +291,22 @@ impl Uring {
                 if std::mem::replace(&mut slot.cancelling, true) {
                     return;
                 }
-                opcode::AsyncCancel::new(Operation::Receive.tag(key)).build().user_data(Operation::Cancel.tag(key))
+                opcode::AsyncCancel::new(Operation::Receive.tag(key))
+                    .build()
+                    .user_data(Operation::Cancel.tag(key))
             }
         };
         self.submit(&entry);
     }
 
-    fn received(&mut self, key: Key, result: i32, flags: u32, handler: &mut impl Handler, reaped: &mut Reaped) {
+    fn received(
+        &mut self,
+        key: Key,
+        result: i32,
+        flags: u32,
+        handler: &mut impl Handler,
+        reaped: &mut Reaped,
+    ) {
         let buffer = cqueue::buffer_select(flags);
         let length = usize::try_from(result).unwrap_or(0);
         if let Some(buffer) = buffer {
@@ -332,11 +347,10 @@ impl Uring {
                 }
                 handler.sent(key, length);
             }
-            // Reading, unless it has ended, will say that the connection failed.
+            // Reading will say that the connection failed.
             Err(_) => {
-                let lost = sent.len() + slot.outbox.len();
                 slot.outbox.clear();
-                handler.sent(key, lost);
+                handler.sent(key, usize::MAX);
             }
         }
         self.send_next(key);
@@ -360,7 +374,9 @@ impl Uring {
 
     /// Gives a slot up once it is to be closed and the kernel has nothing of it any more.
     fn free_if_done(&mut self, key: Key) {
-        let done = self.slot(key).is_some_and(|slot| slot.closing && slot.armed == Armed::No && slot.sending.is_none());
+        let done = self
+            .slot(key)
+            .is_some_and(|slot| slot.closing && slot.armed == Armed::No && slot.sending.is_none());
         if done {
             self.slots[key as usize] = None;
             self.free.push(key);

@@ -22,6 +22,8 @@ use super::{Orders, Shared};
 
 /// Answers to control frames that a connection may leave unread; then it is not read until it reads.
 const ANSWERS_BYTES_MAX: usize = 64 * 80;
+/// A fault that lasts is logged this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// A blocked connection goes on once there is this much room, so that it does not go on for a single event.
 const RESUME_BYTES: usize = 16 * 1024;
 /// A stream that received nothing for so long gives its place on the shard up.
@@ -95,7 +97,10 @@ pub(super) struct Intake {
     /// Connections that are blocked.
     blocked: Vec<Key>,
     draining: bool,
+    /// Time is over: what finds no room now is dropped.
+    closing: bool,
     accept_failed_at: Option<Instant>,
+    dropped_at: Option<Instant>,
 }
 
 impl Intake {
@@ -115,7 +120,9 @@ impl Intake {
             pressure: Pressure::default(),
             blocked: Vec::new(),
             draining: false,
+            closing: false,
             accept_failed_at: None,
+            dropped_at: None,
         }
     }
 
@@ -193,7 +200,12 @@ impl Intake {
     pub(super) fn close_quiet(&mut self, quiet: Duration) {
         for key in self.keys() {
             let Some(peer) = self.peers[key as usize].as_ref() else { continue };
-            let is_quiet = peer.connection.is_at_boundary() && self.now.saturating_duration_since(peer.last_data) >= quiet;
+            let is_quiet = peer.connection.is_at_boundary()
+                && self.now.saturating_duration_since(peer.last_data) >= quiet;
+            if quiet.is_zero() {
+                self.closing = true;
+                self.feed(key, None);
+            }
             if is_quiet || quiet.is_zero() {
                 self.close(key);
             }
@@ -376,6 +388,8 @@ impl Intake {
         let local = self.streams[index as usize].as_ref().expect("a known name has a stream");
         let reason = match local.stream.on_full {
             _ if local.stream.parked.load(Relaxed) => Drop::Parked,
+            // The connection is being closed with this event already read: it cannot wait any more.
+            _ if self.closing => Drop::DrainDeadline,
             OnFull::Drop => Drop::Memory,
             OnFull::Wait => {
                 peer.blocked_on = Some(Block::Memory { stream: index, bytes: bytes.max(RESUME_BYTES) });
@@ -384,6 +398,13 @@ impl Intake {
         };
         local.cell(self.shard).received.add(1);
         local.stream.label.dropped(1, reason);
+        if self.dropped_at.is_none_or(|at| self.now - at >= LOG_INTERVAL) {
+            self.dropped_at = Some(self.now);
+            let (name, reason) = (&local.stream.name, reason.label());
+            tracing::warn!(
+                "stream {name} holds all the memory it may: its newest events are dropped ({reason})"
+            );
+        }
         Taken::Yes
     }
 
@@ -408,6 +429,7 @@ impl Intake {
             peer.blocked_on = Some(Block::Answers);
             return Taken::Blocked;
         }
+        let control = control.strip_suffix(b"\r").unwrap_or(control);
         let answer = match control {
             b"ping" => b"!pong\n".to_vec(),
             b"hello" => b"!hello sync_at=none\n".to_vec(),
@@ -425,12 +447,12 @@ impl Intake {
         Taken::Yes
     }
 
-    /// Closes a connection that has ended, once all that it sent was taken and all its answers were written: a
+    /// Closes a connection that has ended, once all that it sent was taken and all that it asked was answered: a
     /// peer that closed only its own side still reads.
     fn close_if_done(&mut self, key: Key) {
-        let done = self.peers[key as usize].as_ref().is_some_and(|peer| {
-            peer.ended && !peer.connection.is_blocked() && peer.answers_bytes == 0
-        });
+        let done = self.peers[key as usize]
+            .as_ref()
+            .is_some_and(|peer| peer.ended && !peer.connection.is_blocked() && peer.answers_bytes == 0);
         if done {
             self.close(key);
         }
@@ -439,8 +461,9 @@ impl Intake {
     /// Closes a connection and gives back all that it held.
     pub(super) fn close(&mut self, key: Key) {
         let Some(peer) = self.peers[key as usize].take() else { return };
-        if peer.blocked_on.is_some() {
-            self.blocked.retain(|blocked| *blocked != key);
+        let blocked = self.blocked.len();
+        self.blocked.retain(|blocked| *blocked != key);
+        if self.blocked.len() < blocked {
             self.shared.memory.remove_waiting();
         }
         if peer.connection.keeps_half() {
@@ -502,31 +525,32 @@ impl Handler for Intake {
     fn ended(&mut self, key: Key, end: End) {
         let Some(peer) = self.peers[key as usize].as_mut() else { return };
         peer.ended = true;
-        let has_sent = peer.has_sent;
-        match end {
-            End::Failed => {
-                // Nobody is there any more who could read an answer.
-                peer.answers_bytes = 0;
-                self.counters().failed.add(1);
-            }
-            End::Closed if !has_sent => self.counters().health_probes.add(1),
-            End::Closed => (),
+        if end == End::Failed {
+            // Nobody is there any more who could read an answer.
+            peer.answers_bytes = 0;
+        }
+        match (peer.has_sent, end) {
+            // Health checks end with a reset as well as with a close.
+            (false, _) => self.counters().health_probes.add(1),
+            (true, End::Failed) => self.counters().failed.add(1),
+            (true, End::Closed) => (),
         }
         self.close_if_done(key);
     }
 
     fn sent(&mut self, key: Key, bytes: usize) {
-        if let Some(peer) = self.peers[key as usize].as_mut() {
-            peer.answers_bytes = peer.answers_bytes.saturating_sub(bytes);
-            self.close_if_done(key);
-        }
+        let Some(peer) = self.peers[key as usize].as_mut() else { return };
+        peer.answers_bytes = peer.answers_bytes.saturating_sub(bytes);
+        self.close_if_done(key);
     }
 
     fn accept_failed(&mut self, error: &io::Error) {
-        let due = self.accept_failed_at.is_none_or(|at| self.now - at > Duration::from_secs(30));
+        let due = self.accept_failed_at.is_none_or(|at| self.now - at >= LOG_INTERVAL);
         if due {
             self.accept_failed_at = Some(self.now);
-            tracing::warn!("connections cannot be accepted, which is tried again ten times a second: {error}");
+            tracing::warn!(
+                "connections cannot be accepted, which is tried again ten times a second: {error}"
+            );
         }
     }
 }

@@ -120,7 +120,8 @@ impl Intake {
     fn close_stalled_holder(&mut self) {
         let Some(key) = self.pressure.elected else { return };
         // A holder was not read before it was elected, so its silence counts from then.
-        let since = self.peers[key as usize].as_ref().map(|peer| peer.last_data).max(self.pressure.elected_at);
+        let since =
+            self.peers[key as usize].as_ref().map(|peer| peer.last_data).max(self.pressure.elected_at);
         if since.is_some_and(|since| self.now().saturating_duration_since(since) > HOLDER_STALL) {
             self.counters().stalled.add(1);
             self.close(key);

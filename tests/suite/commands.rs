@@ -69,7 +69,7 @@ fn a_limit_that_is_too_small_is_refused_with_one_that_is_enough() {
     assert_eq!(standpipe(&["check", "--memory", &enough]).status.code(), Some(0), "{sentence}");
     let ended =
         super::harness::Process::start(&mut Relay::command("--memory 9MiB --destination null")).wait();
-    ended.assert_code(1);
+    ended.assert_code(2);
     assert_eq!(ended.lines_with("is too small"), 1, "{}", ended.log.join("\n"));
 }
 

@@ -89,7 +89,12 @@ fn assert_all_dropped(ended: &Ended, streams: &[(&str, u64)]) {
         assert_eq!(ended.lines_with(&line), 1, "{line} is not in\n{}", ended.log.join("\n"));
     }
     let events: u64 = streams.iter().map(|(_, events)| events).sum();
-    assert_eq!(ended.lines_with(&format!("{events} events were left")), 1, "{}", ended.log.join("\n"));
+    assert_eq!(
+        ended.lines_with(&format!("events left when the drain ended: {events};")),
+        1,
+        "{}",
+        ended.log.join("\n")
+    );
 }
 
 fn an_endpoint_that_is_down_ends_the_drain_with_3_and_every_event_counted(io: Io) {

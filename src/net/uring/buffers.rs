@@ -31,7 +31,12 @@ pub(super) struct Buffers {
 
 impl Buffers {
     /// Registers `total_bytes` of buffers, rounded down to a power of two of them, as `group`.
-    pub(super) fn new(submitter: &Submitter<'_>, group: u16, total_bytes: usize, incremental: bool) -> io::Result<Self> {
+    pub(super) fn new(
+        submitter: &Submitter<'_>,
+        group: u16,
+        total_bytes: usize,
+        incremental: bool,
+    ) -> io::Result<Self> {
         let buffer_bytes = if incremental { INCREMENTAL_BYTES } else { PLAIN_BYTES };
         let count = (total_bytes / buffer_bytes).clamp(2, 1024);
         let count = 1u16 << count.ilog2();

@@ -1,0 +1,147 @@
+//! What the outcome of a call means: what is settled, what is queued again, and what its lane is told. Here
+//! stands the promise that nothing is lost silently and nothing repeated without being counted.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Delivery;
+use super::lane::Verdict;
+use super::piece::Piece;
+use crate::batch::Fate;
+use crate::destination::{Encoding, Outcome, RecordOutcome, Refusal};
+use crate::encode::BILLING_STEP_BYTES;
+use crate::metrics::{self, Drop, LaneCounters, Place};
+
+impl Delivery {
+    /// What an outcome means for the records and for the lane.
+    pub(super) fn judge(&mut self, lane: usize, mut piece: Piece, outcome: Outcome, now: Instant) -> Verdict {
+        let counters = Arc::clone(&self.lane(lane).counters);
+        let records = piece.records().len() as u64;
+        match outcome {
+            Outcome::Accepted => {
+                counters.call(metrics::Outcome::Ok);
+                counters.records(records, metrics::Outcome::Ok);
+                self.deliver(&piece, |_| true, now);
+                Verdict::Progress
+            }
+            Outcome::Partial(answers) => self.judge_partial(&counters, piece, &answers, now),
+            Outcome::Unknown { message } => {
+                counters.call(metrics::Outcome::Unknown);
+                counters.records(records, metrics::Outcome::Unknown);
+                self.lane(lane).last_error = Some(message);
+                piece.is_unknown = true;
+                self.requeue(piece);
+                Verdict::Failed
+            }
+            Outcome::Refused { kind, message } => {
+                let outcome = counted_as(kind);
+                counters.call(outcome);
+                counters.records(records, outcome);
+                self.lane(lane).last_error = Some(message);
+                self.judge_refusal(lane, piece, kind, now)
+            }
+        }
+    }
+
+    /// Settles the records that were accepted and queues exactly the others again.
+    fn judge_partial(
+        &mut self,
+        counters: &LaneCounters,
+        piece: Piece,
+        answers: &[RecordOutcome],
+        now: Instant,
+    ) -> Verdict {
+        let count = |wanted| answers.iter().filter(|answer| **answer == wanted).count() as u64;
+        let (accepted, throttled) = (count(RecordOutcome::Accepted), count(RecordOutcome::Throttled));
+        counters.records(accepted, metrics::Outcome::Ok);
+        counters.records(throttled, metrics::Outcome::Throttled);
+        counters.records(count(RecordOutcome::Internal), metrics::Outcome::Internal);
+        counters.call(if throttled > 0 { metrics::Outcome::Throttled } else { metrics::Outcome::Internal });
+        let is_accepted = |index: usize| answers.get(index) == Some(&RecordOutcome::Accepted);
+        if accepted == 0 {
+            self.requeue(piece);
+            return Verdict::Failed;
+        }
+        self.deliver(&piece, is_accepted, now);
+        if accepted == piece.records().len() as u64 {
+            return Verdict::Progress;
+        }
+        self.requeue(piece.only(&self.parts.memory, |index| !is_accepted(index)));
+        if throttled > 0 { Verdict::ProgressThrottled } else { Verdict::Progress }
+    }
+
+    fn judge_refusal(&mut self, lane: usize, mut piece: Piece, kind: Refusal, now: Instant) -> Verdict {
+        match kind {
+            Refusal::Throttled | Refusal::Transient | Refusal::Credentials | Refusal::Key => {
+                self.requeue(piece);
+                Verdict::Failed
+            }
+            Refusal::Permanent => {
+                self.requeue(piece);
+                Verdict::Parked
+            }
+            Refusal::Content => {
+                let since = *piece.refused_since.get_or_insert(now);
+                if piece.records().len() > 1 {
+                    let [first, second] = piece.halves(&self.parts.memory);
+                    self.requeue(second);
+                    self.requeue(first);
+                    return Verdict::Neutral;
+                }
+                if self.lane(lane).policy.accepted_at().is_some_and(|at| at > since) {
+                    self.drop_piece(&piece, Drop::Rejected);
+                    return Verdict::Neutral;
+                }
+                // Nothing else was accepted since: the lane may be to blame and not this record, so it is kept.
+                self.requeue(piece);
+                Verdict::Parked
+            }
+        }
+    }
+
+    fn requeue(&mut self, mut piece: Piece) {
+        piece.is_retry = true;
+        let stream = Arc::clone(piece.stream());
+        stream.label.enter(piece.events(), Place::Retry);
+        let id = self.open_queue(&stream, Instant::now());
+        self.streams.get_mut(&id).expect("it was opened").push_retry(piece);
+    }
+
+    /// Counts and settles accepted records.
+    fn deliver(&mut self, piece: &Piece, chosen: impl Fn(usize) -> bool, now: Instant) {
+        let (mut events, mut bytes, mut billed) = (0, 0, 0);
+        for (_, record) in piece.records().iter().enumerate().filter(|(index, _)| chosen(*index)) {
+            events += u64::from(record.events);
+            bytes += u64::from(record.bytes);
+            if self.encoding == Encoding::Records {
+                billed += u64::from(record.bytes).next_multiple_of(BILLING_STEP_BYTES);
+            }
+        }
+        piece.stream().label.delivered(events, bytes, billed);
+        let latency = &self.parts.metrics.delivery_latency;
+        let returns = &self.parts.returns;
+        piece.settle(Fate::Delivered, chosen, |ticket, settled| {
+            latency.observe_weighted(now - ticket.oldest, ticket.events - settled.lost);
+            returns[usize::from(settled.id.shard)].push(settled);
+        });
+        self.released = true;
+    }
+
+    fn drop_piece(&mut self, piece: &Piece, reason: Drop) {
+        piece.stream().label.dropped(piece.events(), reason);
+        let returns = &self.parts.returns;
+        piece.settle(Fate::Lost, |_| true, |_, settled| returns[usize::from(settled.id.shard)].push(settled));
+        self.released = true;
+    }
+}
+
+/// How a refusal is counted.
+fn counted_as(kind: Refusal) -> metrics::Outcome {
+    match kind {
+        Refusal::Throttled => metrics::Outcome::Throttled,
+        Refusal::Transient => metrics::Outcome::Internal,
+        Refusal::Credentials | Refusal::Key | Refusal::Permanent | Refusal::Content => {
+            metrics::Outcome::Rejected
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Hashes the bodies of calls that are ready at the same time together, on a thread of its own. It waits for
+//! nobody: a body that comes alone is hashed alone, and what arrives meanwhile is the next group.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::sha256::{self, LANES_MAX};
+
+/// Smaller bodies are not worth the way to another thread and back: the SDK hashes them itself.
+const BODY_BYTES_MIN: usize = 128 * 1024;
+
+/// A body, and where its digest goes.
+struct Job {
+    body: Bytes,
+    digest: oneshot::Sender<String>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Hasher {
+    jobs: SyncSender<Job>,
+}
+
+impl Hasher {
+    /// Starts the thread; it ends when the hasher is dropped. At most `calls_max` bodies wait.
+    pub(super) fn start(calls_max: usize) -> std::io::Result<Self> {
+        let (jobs, waiting) = sync_channel(calls_max.max(1));
+        std::thread::Builder::new().name("hasher".to_owned()).spawn(move || run(&waiting))?;
+        Ok(Self { jobs })
+    }
+
+    /// The digest of a body in lower-case hexadecimal, or nothing where the SDK should hash it: where it is
+    /// small, or more calls are under way than were announced.
+    pub(super) async fn digest(&self, body: &Bytes) -> Option<String> {
+        if body.len() < BODY_BYTES_MIN {
+            return None;
+        }
+        let (digest, hashed) = oneshot::channel();
+        self.jobs.try_send(Job { body: body.clone(), digest }).ok()?;
+        hashed.await.ok()
+    }
+}
+
+fn run(waiting: &Receiver<Job>) {
+    while let Ok(first) = waiting.recv() {
+        let mut group = vec![first];
+        group.extend(waiting.try_iter().take(LANES_MAX - 1));
+        let bodies: Vec<&[u8]> = group.iter().map(|job| &job.body[..]).collect();
+        let digests = sha256::digest_each(&bodies);
+        for (job, digest) in group.into_iter().zip(digests) {
+            // Whoever asked may have given its call up.
+            let _ = job.digest.send(hexadecimal(&digest));
+        }
+    }
+}
+
+fn hexadecimal(digest: &[u8; 32]) -> String {
+    use std::fmt::Write as _;
+    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::Digest as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bodies_that_come_together_are_each_hashed_right() {
+        let hasher = std::sync::Arc::new(Hasher::start(64).unwrap());
+        let bodies: Vec<Bytes> =
+            (0..40u8).map(|fill| vec![fill; BODY_BYTES_MIN + usize::from(fill)].into()).collect();
+        let ask = |body: Bytes| {
+            let hasher = std::sync::Arc::clone(&hasher);
+            tokio::spawn(async move { hasher.digest(&body).await.unwrap() })
+        };
+        let asked: Vec<_> = bodies.iter().cloned().map(ask).collect();
+        let mut digests = Vec::new();
+        for digest in asked {
+            digests.push(digest.await.unwrap());
+        }
+        let wanted: Vec<String> =
+            bodies.iter().map(|body| hexadecimal(&sha2::Sha256::digest(body).into())).collect();
+        assert_eq!(digests, wanted);
+    }
+
+    #[tokio::test]
+    async fn small_bodies_are_left_to_the_sdk() {
+        assert_eq!(Hasher::start(1).unwrap().digest(&Bytes::from_static(b"{}")).await, None);
+    }
+}
