@@ -102,7 +102,7 @@ impl Epoll {
             match data.u64() {
                 BELL => self.returns[self.shard].bell.hear(),
                 listener if listener >= LISTENER => {
-                    self.accept((listener - LISTENER) as usize, ACCEPTS_AT_ONCE, handler)
+                    self.accept((listener - LISTENER) as usize, ACCEPTS_AT_ONCE, handler);
                 }
                 // The connection may have been closed since, and the key be another's: reading that one is harmless.
                 key => self.serve(key as Key, flags, handler, &mut reaped),
