@@ -49,6 +49,7 @@ fn run(config: Config) -> ExitCode {
             return ExitCode::from(cli::EXIT_CONFIGURATION);
         }
     };
+    tune_allocator(plan.total);
     match serve(config, plan) {
         Ok(Drained::Clean) => ExitCode::SUCCESS,
         Ok(Drained::Left(events)) => {
@@ -137,6 +138,28 @@ fn abort_on_panic() {
         print(panic);
         std::process::abort();
     }));
+}
+
+/// Below this limit freed pages go back at once. Kept for a second they would be a third of a limit of 64 MiB, on
+/// top of what is in use (measured: a peak of 75 MiB instead of 45 in an outage of ten seconds).
+const KEEP_PAGES_FROM: u64 = 1 << 30;
+
+/// Has the allocator keep no freed pages where memory is short. Called before any other thread runs, so that only
+/// the first arena exists.
+#[allow(unsafe_code, reason = "the allocator is tuned by name")]
+fn tune_allocator(limit: u64) {
+    if limit >= KEEP_PAGES_FROM {
+        return;
+    }
+    for name in [&b"arenas.dirty_decay_ms\0"[..], &b"arena.0.dirty_decay_ms\0"[..]] {
+        // SAFETY: both names end with a NUL and take an ssize_t (jemalloc(3)).
+        let tuned = unsafe { tikv_jemalloc_ctl::raw::write(name, 0isize) };
+        if let Err(error) = tuned {
+            tracing::warn!(
+                "freed memory goes back to the system late: the allocator refuses to be tuned ({error})"
+            );
+        }
+    }
 }
 
 /// Connections need files: as many as the system allows.
