@@ -65,8 +65,8 @@ pub enum Command {
     Look(oneshot::Sender<View>),
     /// No more batches come: cut every wait short, deliver what is left, and say when that is done.
     Drain(oneshot::Sender<()>),
-    /// Drop what is left, counted, and say how many events that were.
-    Abandon(oneshot::Sender<u64>),
+    /// Drop what is left, counted, and say when that is done.
+    Abandon(oneshot::Sender<()>),
     /// Forget idle streams.
     Sweep,
 }
@@ -190,7 +190,8 @@ impl Delivery {
                 command = commands.recv() => match command {
                     // Whoever asked may have gone away meanwhile.
                     Some(Command::Abandon(answer)) => {
-                        let _ = answer.send(self.abandon());
+                        self.abandon();
+                        let _ = answer.send(());
                         return;
                     }
                     Some(Command::Look(answer)) => {
@@ -502,27 +503,23 @@ impl Delivery {
         self.in_flight == 0 && self.parts.handoff.is_empty() && self.streams.values().all(is_done)
     }
 
-    fn abandon(&mut self) -> u64 {
+    fn abandon(&mut self) {
         while let Some(batch) = self.parts.handoff.pop() {
             self.take_batch(batch, Instant::now());
         }
-        let mut left = 0;
         for queue in self.streams.values_mut() {
             let label = Arc::clone(&queue.stream.label);
             for (events, place) in queue.abandon() {
                 label.leave(events, place);
                 label.dropped(events, Drop::DrainDeadline);
-                left += events;
             }
             // Calls in flight are cut by the end of the process: nobody will know what became of them.
             let totals = label.totals();
             if queue.in_flight > 0 {
                 label.leave(totals.in_flight, Place::InFlight);
                 label.dropped(totals.in_flight, Drop::DrainDeadline);
-                left += totals.in_flight;
             }
         }
-        left
     }
 
     fn sweep(&mut self, now: Instant) {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use crate::delivery::Command;
-use crate::metrics::Metrics;
+use crate::metrics::{Drop, Metrics, Totals};
 use crate::shard::{Orders, Phase, Shared};
 
 /// Reading out may take this share of the deadline; the rest is for delivering.
@@ -47,9 +47,11 @@ pub async fn drain(
         close(shared).await;
     }
     // What is parked for good was not waited for, but it is counted like the rest.
-    let left = abandon(delivery).await;
+    abandon(delivery).await;
     shared.orders.advance(Phase::Stop, &shared.returns);
     report(&shared.metrics);
+    let dropped = |totals: Totals| totals.dropped[Drop::DrainDeadline as usize];
+    let left: u64 = shared.metrics.totals().into_iter().map(dropped).sum();
     if left == 0 { Drained::Clean } else { Drained::Left(left) }
 }
 
@@ -86,12 +88,11 @@ async fn deliver(delivery: &mpsc::Sender<Command>, deadline: Instant) -> bool {
 }
 
 /// Gives up what is left, counted.
-async fn abandon(delivery: &mpsc::Sender<Command>) -> u64 {
-    let (answer, left) = oneshot::channel();
-    if delivery.send(Command::Abandon(answer)).await.is_err() {
-        return 0;
+async fn abandon(delivery: &mpsc::Sender<Command>) {
+    let (done, is_done) = oneshot::channel();
+    if delivery.send(Command::Abandon(done)).await.is_ok() {
+        let _ = is_done.await;
     }
-    left.await.unwrap_or(0)
 }
 
 /// A last line for each stream, with the identity.

@@ -6,12 +6,13 @@ use std::sync::Mutex;
 
 use rustix::process::Signal;
 
-use super::harness::{Ended, Files, Io, Relay, under_both_drivers};
+use super::harness::{Ended, Files, Io, Metrics, Relay, under_both_drivers};
 
 under_both_drivers!(
     sigterm_after_a_burst_loses_nothing_not_even_in_the_accept_queue,
     an_endpoint_that_is_down_ends_the_drain_with_3_and_every_event_counted,
     a_second_signal_gives_up_at_once,
+    what_a_blocked_connection_had_sent_is_counted_when_its_time_is_over,
     an_idle_connection_does_not_hold_the_drain_up,
     half_a_frame_does_not_hold_the_drain_up_beyond_its_deadline,
     a_connection_that_goes_on_sending_is_read_to_its_end,
@@ -113,6 +114,24 @@ fn a_second_signal_gives_up_at_once(io: Io) {
     relay.process().wait_for_line(|line| line.contains("draining").then_some(())).unwrap();
     relay.signal(Signal::INT);
     assert_all_dropped(&relay.wait(), &[("clicks", 1_000)]);
+}
+
+/// It waits for memory with whole frames read and not received yet: they are lost with it, but not silently.
+fn what_a_blocked_connection_had_sent_is_counted_when_its_time_is_over(io: Io) {
+    let line = [&b"clicks "[..], &[b'x'; 992], b"\n"].concat();
+    let relay = Relay::start(io, &format!("{} --memory 64MiB --drain-deadline 1s", down()));
+    let mut connection = relay.connect();
+    connection.set_write_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+    while connection.write_all(&line.repeat(64)).is_ok() {}
+    let read = |metrics: &Metrics| metrics.total("standpipe_received_bytes_total");
+    let before = std::cell::Cell::new(0);
+    let paused = relay.until("it is paused and nothing is read any more", |metrics| {
+        let rests = before.replace(read(metrics)) == read(metrics);
+        rests && metrics.total("standpipe_paused_connections") == 1
+    });
+    let whole = read(&paused) / line.len() as u64;
+    assert!(paused.received("clicks") < whole, "it has frames that wait");
+    assert_all_dropped(&relay.terminate(), &[("clicks", whole)]);
 }
 
 fn an_idle_connection_does_not_hold_the_drain_up(io: Io) {
