@@ -116,8 +116,13 @@ pub fn run(options: Options) -> anyhow::Result<Report> {
 
 fn start_sink(options: &Options) -> anyhow::Result<Sink> {
     let anywhere = ([127, 0, 0, 1], 0).into();
-    Sink::start(anywhere, options.load.seed, options.settings.clone(), options.pin_load)
+    let mut settings = options.settings.clone();
+    settings.secret.get_or_insert_with(|| SECRET.to_owned());
+    Sink::start(anywhere, options.load.seed, settings, options.pin_load)
 }
+
+/// The secret access key that the relay signs with, and the sink verifies with.
+const SECRET: &str = "loadgen";
 
 /// The relay's command line, with credentials that mean nothing and no profile of this machine's.
 fn command(options: &Options, sink: Option<&Sink>, directory: &Path) -> anyhow::Result<Command> {
@@ -131,7 +136,7 @@ fn command(options: &Options, sink: Option<&Sink>, directory: &Path) -> anyhow::
     command.args(&options.relay_arguments);
     for (name, value) in [
         ("AWS_ACCESS_KEY_ID", "loadgen"),
-        ("AWS_SECRET_ACCESS_KEY", "loadgen"),
+        ("AWS_SECRET_ACCESS_KEY", options.settings.secret.as_deref().unwrap_or(SECRET)),
         ("AWS_REGION", "us-east-1"),
         ("AWS_EC2_METADATA_DISABLED", "true"),
         ("AWS_CONFIG_FILE", "/dev/null"),

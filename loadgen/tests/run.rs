@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::support::{Client, body, records_of};
@@ -84,6 +85,7 @@ fn every_harm_is_found() {
         ("hold", "the relay let go of everything in time"),
         ("end_badly", "the relay ended well"),
         ("unterminated", "every record ends with a line"),
+        ("missign", "every rule of the API kept"),
     ] {
         let (output, report) = run(harm, "--events 3000 --connections 2 --streams 2 --settle 1s");
         assert_eq!(output.status.code(), Some(1), "{harm}: {}", String::from_utf8_lossy(&output.stderr));
@@ -138,6 +140,8 @@ fn fake_relay() {
         Fake::main(&arguments, harm);
     }
 }
+
+static MISSIGNED: AtomicBool = AtomicBool::new(false);
 
 enum Out {
     Sink(SocketAddr),
@@ -280,7 +284,10 @@ impl Fake {
             self.count(&format!("calls_total{{delivery_stream=\"{stream}\",outcome=\"any\"}}"), 1);
         }
         let slices: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
-        let answer = Client::new(address).put_record_batch(&body(stream, &slices));
+        // The first call only: who never signs well never gets rid of anything.
+        let missign = self.harm == "missign" && !MISSIGNED.swap(true, Relaxed);
+        let secret = if missign { "another" } else { &std::env::var("AWS_SECRET_ACCESS_KEY").unwrap() };
+        let answer = Client::signing(address, secret).put_record_batch(&body(stream, &slices));
         let understood = answer.as_ref().filter(|answer| answer.status == 200).and_then(|answer| {
             let value = serde_json::from_str::<Value>(&answer.body).ok()?;
             (value["RequestResponses"].as_array()?.len() == records.len()).then(|| records_of(answer))
