@@ -8,11 +8,13 @@ mod directory;
 pub mod metrics;
 pub mod relay;
 pub mod report;
+pub mod samples;
 pub mod verify;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -27,6 +29,7 @@ use crate::units::parse_duration;
 use metrics::Metrics;
 use relay::{Relay, Usage};
 use report::{RelayUsage, Report};
+use samples::{Edges, Seen, Watched};
 use verify::{Allowed, RelayCounts, Verdict};
 
 /// Where the relay delivers to.
@@ -62,6 +65,9 @@ pub struct Options {
     /// How long the relay may hold events after the last was sent.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     pub settle: Duration,
+    /// Measure CPU time and rates apart from here, since the first event, to just before the last; needs --duration.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub warm_up: Option<Duration>,
     /// Events may be dropped, if the relay counts them.
     #[arg(long)]
     pub allow_drops: bool,
@@ -177,7 +183,7 @@ fn load_and_stop(
 ) -> anyhow::Result<Report> {
     let before = relay.usage()?;
     let load_before = Usage::of("self")?;
-    let sent = send_all(options, plan, relay)?;
+    let (sent, seen) = send_all(options, plan, relay, sink)?;
     let settled = settle(relay, sent.events_sent, options.settle)?;
     let load_after = Usage::of("self")?;
     let status = relay.stop(options.patience)?;
@@ -185,14 +191,14 @@ fn load_and_stop(
         (None, Destination::Directory) => Some(directory::read(&data_path(directory), options.load.seed)?),
         _ => None,
     };
-    let mut usage = RelayUsage::between(before, settled.usage, sent.events_sent);
+    let mut usage = RelayUsage::between(&before, &settled.usage, sent.events_sent);
     usage.exit_code = status.and_then(|status| status.code());
     let judged = judge(options, &sent, &settled, sink, ledger.as_ref());
     let mut checks = judged.checks;
     checks.push(Verdict::new("the relay let go of everything in time", settled.in_time, ""));
     let ended = status.map_or("killed, it took too long".to_owned(), |status| status.to_string());
     checks.push(Verdict::new("the relay ended well", status.is_some_and(|status| status.success()), ended));
-    let load = RelayUsage::between(load_before, load_after, sent.events_sent);
+    let load = RelayUsage::between(&load_before, &load_after, sent.events_sent);
     let last = sink.and_then(|sink| sink.with_ledger(|ledger| ledger.last_accepted())).unwrap_or(settled.at);
     let seconds = last.saturating_duration_since(sent.started).as_secs_f64();
     let each_second = |amount: u64| if seconds > 0.0 { amount as f64 / seconds } else { 0.0 };
@@ -215,6 +221,9 @@ fn load_and_stop(
         latency_ms: sink.and(judged.totals.as_ref()).map(|totals| totals.latency_ms),
         billed_per_payload: sink.and(judged.totals.as_ref()).and_then(billed_per_payload),
         sent,
+        window: seen.window,
+        samples: seen.samples,
+        latency_curve: sink.map_or_else(Vec::new, |sink| sink.with_ledger(|ledger| ledger.latency_curve())),
         ledger: judged.totals,
     })
 }
@@ -224,10 +233,28 @@ fn billed_per_payload(totals: &Totals) -> Option<f64> {
     (counts.raw_bytes > 0).then(|| counts.billed_bytes as f64 / counts.raw_bytes as f64)
 }
 
-fn send_all(options: &Options, plan: &Plan, relay: &Relay) -> anyhow::Result<Sent> {
+/// Sends while another thread watches.
+fn send_all(
+    options: &Options,
+    plan: &Plan,
+    relay: &Relay,
+    sink: Option<&Sink>,
+) -> anyhow::Result<(Sent, Seen)> {
     let progress = Progress::default();
     let _follower = Follower::new(progress.clone(), plan.events());
-    send(plan, &Target::Tcp(relay.ready().listen), &progress, options.pin_load)
+    let watched = Watched { relay: relay.id(), admin: relay.ready().admin, progress: &progress, sink };
+    let edges = options.warm_up.and_then(|warm_up| Edges::of(warm_up, options.load.duration));
+    let (stop, stopped) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let watching = scope.spawn(move || {
+            crate::pin_to(options.pin_load);
+            samples::watch(watched, edges, &stopped)
+        });
+        let sent = send(plan, &Target::Tcp(relay.ready().listen), &progress, options.pin_load);
+        drop(stop);
+        let seen = watching.join().expect("watching does not panic");
+        Ok((sent?, seen.context("the relay could not be watched")?))
+    })
 }
 
 /// Pauses between two looks at the metrics grow: a short wait is seen exactly, a long one costs the relay little.
