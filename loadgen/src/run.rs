@@ -100,6 +100,18 @@ struct Settled {
 ///
 /// A sentence if something cannot be started, or the relay ends in the middle.
 pub fn run(options: Options) -> anyhow::Result<Report> {
+    run_with(options, |_| Ok(()))
+}
+
+/// Runs it all; `started` sees the relay before anything is sent to it.
+///
+/// # Errors
+///
+/// Those of [`run`] and of `started`.
+pub fn run_with(
+    options: Options,
+    started: impl FnOnce(&Relay) -> anyhow::Result<()>,
+) -> anyhow::Result<Report> {
     let plan = Plan::new(options.load.clone())?;
     let directory =
         tempfile::Builder::new().prefix("loadgen-").tempdir().context("no temporary directory")?;
@@ -109,6 +121,7 @@ pub fn run(options: Options) -> anyhow::Result<Report> {
     };
     let command = command(&options, sink.as_ref(), directory.path())?;
     let mut relay = Relay::start(command, options.patience, options.pin_relay)?;
+    started(&relay)?;
     let result = load_and_stop(&options, &plan, &mut relay, sink.as_ref(), directory.path());
     if options.keep {
         let path = directory.keep();
@@ -131,7 +144,7 @@ fn start_sink(options: &Options) -> anyhow::Result<Sink> {
 const SECRET: &str = "loadgen";
 
 /// The relay's command line, with credentials that mean nothing and no profile of this machine's.
-fn command(options: &Options, sink: Option<&Sink>, directory: &Path) -> anyhow::Result<Command> {
+pub(crate) fn command(options: &Options, sink: Option<&Sink>, directory: &Path) -> anyhow::Result<Command> {
     let mut command = Command::new(relay_path(options)?);
     command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--destination"]);
     match sink {
@@ -158,7 +171,7 @@ fn command(options: &Options, sink: Option<&Sink>, directory: &Path) -> anyhow::
     Ok(command)
 }
 
-fn relay_path(options: &Options) -> anyhow::Result<PathBuf> {
+pub(crate) fn relay_path(options: &Options) -> anyhow::Result<PathBuf> {
     let path = match &options.relay {
         Some(path) => path.clone(),
         None => std::env::current_exe()

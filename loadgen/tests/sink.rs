@@ -98,7 +98,10 @@ fn signatures_are_verified_where_the_secret_is_known() {
         assert_eq!((answer.status, &answer.json()["__type"]), (400, &json!("InvalidSignatureException")));
     }
     let written = sink.stop();
-    assert_eq!((&written["violations"]["by_kind"]["signature"], &written["calls"]["ok"]), (&json!(2), &json!(1)));
+    assert_eq!(
+        (&written["violations"]["by_kind"]["signature"], &written["calls"]["ok"]),
+        (&json!(2), &json!(1))
+    );
 }
 
 #[test]

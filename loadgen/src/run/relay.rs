@@ -162,17 +162,7 @@ impl Relay {
     pub fn start(mut command: Command, within: Duration, pin: Option<usize>) -> anyhow::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let program = command.get_program().to_string_lossy().into_owned();
-        let spawned = match pin {
-            None => command.spawn(),
-            // A child inherits the CPUs of the thread that makes it, so that thread is one of its own.
-            Some(_) => std::thread::scope(|scope| {
-                let spawner = scope.spawn(|| {
-                    crate::pin_to(pin);
-                    command.spawn()
-                });
-                spawner.join().expect("spawning does not panic")
-            }),
-        };
+        let spawned = spawn_pinned(&mut command, pin);
         let mut child = spawned.with_context(|| format!("the relay `{program}` could not be started"))?;
         let log = Log::default();
         let stderr = child.stderr.take().expect("it was asked for");
@@ -256,6 +246,21 @@ impl Drop for Relay {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Starts a child, bound to a CPU if one is given.
+pub(crate) fn spawn_pinned(command: &mut Command, pin: Option<usize>) -> std::io::Result<Child> {
+    if pin.is_none() {
+        return command.spawn();
+    }
+    // A child inherits the CPUs of the thread that makes it, so that thread is one of its own.
+    std::thread::scope(|scope| {
+        let spawner = scope.spawn(|| {
+            crate::pin_to(pin);
+            command.spawn()
+        });
+        spawner.join().expect("spawning does not panic")
+    })
 }
 
 /// Looks 50 times a second: a child has no event to wait for that a library of safe code offers.

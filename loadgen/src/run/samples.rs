@@ -155,11 +155,7 @@ const SAMPLE_EVERY_MIN: Duration = Duration::from_millis(100);
 const SAMPLES_MAX: usize = 600;
 
 /// Watches until `stop` is dropped, or the relay is gone.
-pub fn watch(
-    watched: Watched<'_>,
-    edges: Option<Edges>,
-    stop: &mpsc::Receiver<()>,
-) -> anyhow::Result<Seen> {
+pub fn watch(watched: Watched<'_>, edges: Option<Edges>, stop: &mpsc::Receiver<()>) -> anyhow::Result<Seen> {
     let every = edges.map_or(SAMPLE_EVERY_MIN, |e| SAMPLE_EVERY_MIN.max(e.to / SAMPLES_MAX as u32));
     let Some(start) = first_event(watched.progress, stop) else { return Ok(Seen::default()) };
     let mut seen = Seen::default();
@@ -169,7 +165,9 @@ pub fn watch(
         if let Some(edges) = edges {
             if opened.is_none() && elapsed >= edges.from {
                 opened = Some(watched.edge()?);
-            } else if let Some(edge) = opened.as_ref().filter(|_| seen.window.is_none() && elapsed >= edges.to) {
+            } else if let Some(edge) =
+                opened.as_ref().filter(|_| seen.window.is_none() && elapsed >= edges.to)
+            {
                 seen.window = Some(edge.window(start, &watched.edge()?));
             }
         }

@@ -1,0 +1,194 @@
+//! Profiles: named workloads, each one command. A profile is nothing but flags of `loadgen run` and arguments of
+//! the relay, so that each run of it can be repeated by hand; flags that the user gives come behind them and
+//! win. A profile of several runs compares them.
+//!
+//! - [`table`]: the profiles, each with its reasons.
+//! - [`session`]: runs them, floors and repeats included.
+//! - [`idle`], [`cgroup`]: what is no run of the usual kind.
+//! - [`figures`], [`summary`]: what was measured; the JSON.
+//! - [`compare`], [`html`], [`plot`]: results for people.
+
+pub mod cgroup;
+pub mod compare;
+pub mod figures;
+pub mod html;
+pub mod idle;
+pub mod machine;
+pub mod plot;
+pub mod session;
+pub mod summary;
+pub mod table;
+
+use clap::Parser;
+
+use crate::run::Options;
+use crate::units::Rate;
+use table::{Offered, Profile, Step};
+
+/// A step of a profile with everything decided but a rate that depends on the step before.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// Its name in the report.
+    pub name: &'static str,
+    /// The flags and the relay's arguments that it was made from, as they would be typed.
+    pub words: String,
+    /// All options.
+    pub options: Options,
+    /// How the rate is found.
+    pub offered: Offered,
+    /// Whether the relay is held back by a cgroup.
+    pub cpu_limited: bool,
+}
+
+/// Flags of `run` alone, to be read back from words.
+#[derive(Debug, Parser)]
+#[command(name = "loadgen run", args_override_self = true)]
+struct Words {
+    #[command(flatten)]
+    own: Own,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Flags of `run` beside the options of one run.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Own {
+    /// A named workload: flags with good reasons. Flags given beside it win.
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<table::Name>,
+    /// Measure the floors as well: a bare receiver, memchr and memcpy, and for firehose base64, SHA-256 and a
+    /// bare sender, on the relay's CPU and before it.
+    #[arg(long)]
+    pub floor: bool,
+    /// Run everything so many times; the run with the median CPU time an event counts.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub repeat: u32,
+    /// Writes the report as JSON; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<String>,
+    /// Writes the report as one HTML page with plots, which needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<String>,
+    /// Prints each figure of two JSON reports of profiles and the ratio B / A, and runs nothing.
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], exclusive = true)]
+    pub compare: Option<Vec<String>>,
+}
+
+/// All steps of a profile, with what the user typed behind `loadgen run`. `cpus` is how many CPUs there are: with
+/// two or more, relay and load are bound to the first and to the second.
+///
+/// # Errors
+///
+/// A sentence if the words are no flags of `run`.
+pub fn plan(profile: &Profile, typed: &[String], cpus: usize) -> anyhow::Result<Vec<Planned>> {
+    profile.steps.iter().map(|step| plan_step(profile, step, typed, cpus)).collect()
+}
+
+const PINNED: &str = "--pin-relay 0 --pin-load 1";
+
+fn plan_step(profile: &Profile, step: &Step, typed: &[String], cpus: usize) -> anyhow::Result<Planned> {
+    let (flags, relay) = split(typed);
+    let pins = if cpus >= 2 { PINNED } else { "" };
+    let own = [table::COMMON, pins, profile.flags, step.flags];
+    let own = own.iter().flat_map(|flags| flags.split_whitespace());
+    let relay_own = [table::COMMON_RELAY, profile.relay, step.relay];
+    let relay_own = relay_own.iter().flat_map(|words| words.split_whitespace()).collect::<Vec<_>>();
+    let relay = without_overridden(&relay_own, relay);
+    let mut words: Vec<&str> = own.chain(flags.iter().map(String::as_str)).collect();
+    words.push("--");
+    words.extend(relay.iter().map(String::as_str));
+    let parsed = Words::try_parse_from(std::iter::once("run").chain(words.iter().copied()))?;
+    let given = |flag: &str| flags.iter().any(|word| word == flag || word.starts_with(&format!("{flag}=")));
+    // A rate that the user asks for is the rate.
+    let offered = if given("--rate") { Offered::AsGiven } else { step.offered };
+    Ok(Planned {
+        name: step.name,
+        words: words.join(" "),
+        options: parsed.options,
+        offered,
+        cpu_limited: step.cpu_limited,
+    })
+}
+
+/// Flags before `--`, arguments of the relay behind it.
+fn split(typed: &[String]) -> (&[String], &[String]) {
+    match typed.iter().position(|word| word == "--") {
+        Some(at) => (&typed[..at], &typed[at + 1..]),
+        None => (typed, &[]),
+    }
+}
+
+/// The relay's arguments of a profile, each flag with one value, without those that the user gives, and the user's.
+fn without_overridden(own: &[&str], given: &[String]) -> Vec<String> {
+    let is_given = |flag: &str| given.iter().any(|word| word.split('=').next() == Some(flag));
+    let kept = own.chunks(2).filter(|pair| !is_given(pair[0])).flatten().map(|word| (*word).to_owned());
+    kept.chain(given.iter().cloned()).collect()
+}
+
+/// The rate of a step, given what the one before reached in events a second.
+pub fn rate(planned: &Planned, reached: Option<f64>) -> Option<Rate> {
+    let load = &planned.options.load;
+    match planned.offered {
+        Offered::AsGiven => None,
+        Offered::OfPrevious(factor) => reached.map(|reached| Rate::PerSecond((reached * factor).max(1.0))),
+        Offered::OfCapacity(factor) => {
+            let quota = planned.options.settings.faults.quota? as f64;
+            let streams = if load.stream.is_empty() { load.streams as usize } else { load.stream.len() };
+            let event_bytes = (load.size.min + load.size.max) as f64 / 2.0 + 1.0;
+            Some(Rate::PerSecond((quota * streams as f64 / event_bytes * factor).max(1.0)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::table::Name;
+    use super::*;
+
+    fn typed(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_the_user_gives_wins() {
+        let bulk = Name::Bulk.profile();
+        let plain = &plan(bulk, &typed("--profile bulk"), 2).unwrap()[0];
+        let options = &plain.options;
+        assert_eq!((options.load.connections, options.load.write), (8, 65_536));
+        assert_eq!((options.pin_relay, options.pin_load), (Some(0), Some(1)));
+        let text = "--profile bulk --connections 3 --pin-relay=4 --check full -- --memory 1GiB --shards=2";
+        let planned = &plan(bulk, &typed(text), 2).unwrap()[0];
+        assert_eq!((planned.options.load.connections, planned.options.pin_relay), (3, Some(4)));
+        assert_eq!(planned.options.relay_arguments, typed("--memory 1GiB --shards=2"));
+        assert_eq!(plan(bulk, &[], 1).unwrap()[0].options.pin_relay, None);
+        assert!(plan(bulk, &typed("--connection 3"), 1).is_err());
+    }
+
+    #[test]
+    fn all_profiles_can_be_planned() {
+        for name in Name::all() {
+            let planned = plan(name.profile(), &[], 2).unwrap();
+            let mut names: Vec<_> = planned.iter().map(|step| step.name).collect();
+            for ratio in name.profile().ratios {
+                assert!(ratio.over < planned.len() && ratio.under < planned.len(), "{name:?}");
+            }
+            names.dedup();
+            assert_eq!(names.len(), planned.len(), "{name:?}: names differ");
+            for step in &planned {
+                assert!(crate::send::Plan::new(step.options.load.clone()).is_ok(), "{name:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn rates_follow_the_quota_or_the_step_before() {
+        let overload = plan(Name::Overload.profile(), &typed("--quota 2510 --streams 2"), 1).unwrap();
+        assert_eq!(rate(&overload[0], None), Some(Rate::PerSecond(20.0)));
+        assert_eq!(rate(&overload[1], None), Some(Rate::PerSecond(40.0)));
+        let latency = plan(Name::Latency.profile(), &[], 1).unwrap();
+        assert_eq!(rate(&latency[0], None), None);
+        assert_eq!(rate(&latency[1], Some(500.0)), Some(Rate::PerSecond(250.0)));
+        let given = plan(Name::Latency.profile(), &typed("--rate 7"), 1).unwrap();
+        assert_eq!(rate(&given[1], Some(500.0)), None);
+    }
+}
