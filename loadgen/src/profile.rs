@@ -91,9 +91,9 @@ fn plan_step(profile: &Profile, step: &Step, typed: &[String], cpus: usize) -> a
     let pins = if cpus >= 2 { PINNED } else { "" };
     let own = [table::COMMON, pins, profile.flags, step.flags];
     let own = own.iter().flat_map(|flags| flags.split_whitespace());
-    let relay_own = [table::COMMON_RELAY, profile.relay, step.relay];
-    let relay_own = relay_own.iter().flat_map(|words| words.split_whitespace()).collect::<Vec<_>>();
-    let relay = without_overridden(&relay_own, relay);
+    let relay_own = [table::COMMON_RELAY, profile.relay, step.relay].map(words_of);
+    let layers = relay_own.iter().map(Vec::as_slice).chain([relay]);
+    let relay = layers.fold(Vec::new(), |below, layer| without_overridden(&below, layer));
     let mut words: Vec<&str> = own.chain(flags.iter().map(String::as_str)).collect();
     words.push("--");
     words.extend(relay.iter().map(String::as_str));
@@ -118,11 +118,15 @@ fn split(typed: &[String]) -> (&[String], &[String]) {
     }
 }
 
-/// The relay's arguments of a profile, each flag with one value, without those that the user gives, and the user's.
-fn without_overridden(own: &[&str], given: &[String]) -> Vec<String> {
-    let is_given = |flag: &str| given.iter().any(|word| word.split('=').next() == Some(flag));
-    let kept = own.chunks(2).filter(|pair| !is_given(pair[0])).flatten().map(|word| (*word).to_owned());
-    kept.chain(given.iter().cloned()).collect()
+fn words_of(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The relay takes no flag twice: of `below`, each flag with one value, what `above` gives anew is left out.
+fn without_overridden(below: &[String], above: &[String]) -> Vec<String> {
+    let is_given = |flag: &str| above.iter().any(|word| word.split('=').next() == Some(flag));
+    let kept = below.chunks(2).filter(|pair| !is_given(&pair[0])).flatten();
+    kept.chain(above).cloned().collect()
 }
 
 /// The rate of a step, given what the one before reached in events a second.
@@ -145,23 +149,19 @@ mod tests {
     use super::table::Name;
     use super::*;
 
-    fn typed(text: &str) -> Vec<String> {
-        text.split_whitespace().map(str::to_owned).collect()
-    }
-
     #[test]
     fn what_the_user_gives_wins() {
         let bulk = Name::Bulk.profile();
-        let plain = &plan(bulk, &typed("--profile bulk"), 2).unwrap()[0];
+        let plain = &plan(bulk, &words_of("--profile bulk"), 2).unwrap()[0];
         let options = &plain.options;
         assert_eq!((options.load.connections, options.load.write), (8, 65_536));
         assert_eq!((options.pin_relay, options.pin_load), (Some(0), Some(1)));
         let text = "--profile bulk --connections 3 --pin-relay=4 --check full -- --memory 1GiB --shards=2";
-        let planned = &plan(bulk, &typed(text), 2).unwrap()[0];
+        let planned = &plan(bulk, &words_of(text), 2).unwrap()[0];
         assert_eq!((planned.options.load.connections, planned.options.pin_relay), (3, Some(4)));
-        assert_eq!(planned.options.relay_arguments, typed("--memory 1GiB --shards=2"));
+        assert_eq!(planned.options.relay_arguments, words_of("--memory 1GiB --shards=2"));
         assert_eq!(plan(bulk, &[], 1).unwrap()[0].options.pin_relay, None);
-        assert!(plan(bulk, &typed("--connection 3"), 1).is_err());
+        assert!(plan(bulk, &words_of("--connection 3"), 1).is_err());
     }
 
     #[test]
@@ -176,19 +176,22 @@ mod tests {
             assert_eq!(names.len(), planned.len(), "{name:?}: names differ");
             for step in &planned {
                 assert!(crate::send::Plan::new(step.options.load.clone()).is_ok(), "{name:?}");
+                let mut flags: Vec<_> = step.options.relay_arguments.chunks(2).map(|pair| &pair[0]).collect();
+                flags.sort();
+                assert!(flags.windows(2).all(|pair| pair[0] != pair[1]), "{name:?}: {flags:?}");
             }
         }
     }
 
     #[test]
     fn rates_follow_the_quota_or_the_step_before() {
-        let overload = plan(Name::Overload.profile(), &typed("--quota 2510 --streams 2"), 1).unwrap();
+        let overload = plan(Name::Overload.profile(), &words_of("--quota 2510 --streams 2"), 1).unwrap();
         assert_eq!(rate(&overload[0], None), Some(Rate::PerSecond(20.0)));
         assert_eq!(rate(&overload[1], None), Some(Rate::PerSecond(40.0)));
         let latency = plan(Name::Latency.profile(), &[], 1).unwrap();
         assert_eq!(rate(&latency[0], None), None);
         assert_eq!(rate(&latency[1], Some(500.0)), Some(Rate::PerSecond(250.0)));
-        let given = plan(Name::Latency.profile(), &typed("--rate 7"), 1).unwrap();
+        let given = plan(Name::Latency.profile(), &words_of("--rate 7"), 1).unwrap();
         assert_eq!(rate(&given[1], Some(500.0)), None);
     }
 }

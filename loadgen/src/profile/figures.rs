@@ -247,20 +247,21 @@ fn resident_growth(samples: &[Sample]) -> Option<f64> {
 
 /// Of the whole seconds since the first sample; `None` where fewer than two were seen, or nothing was accepted.
 fn worst_per_best_second(samples: &[Sample]) -> Option<f64> {
-    let rates = accepted_by_second(samples);
+    let rates: Vec<f64> = accepted_by_second(samples).into_iter().map(|(_, rate)| rate).collect();
     let best = rates.iter().copied().fold(0.0, f64::max);
     let worst = rates.iter().copied().fold(f64::INFINITY, f64::min);
     (rates.len() >= 2 && best > 0.0).then(|| worst / best)
 }
 
-/// Events accepted a second, over steps of at least a second between samples.
-pub fn accepted_by_second(samples: &[Sample]) -> Vec<f64> {
+/// Events accepted a second, over steps of at least a second between samples, each at its middle.
+pub fn accepted_by_second(samples: &[Sample]) -> Vec<(f64, f64)> {
     let mut rates = Vec::new();
     let Some(mut last) = samples.first() else { return rates };
     for sample in samples {
         let seconds = sample.seconds - last.seconds;
         if seconds >= 1.0 {
-            rates.push((sample.accepted - last.accepted) as f64 / seconds);
+            let rate = (sample.accepted - last.accepted) as f64 / seconds;
+            rates.push((last.seconds + seconds / 2.0, rate));
             last = sample;
         }
     }

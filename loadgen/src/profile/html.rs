@@ -150,8 +150,7 @@ fn throughput_plot(run: &[&StepSummary]) -> Plot {
             ..*sample
         };
         let samples: Vec<Sample> = step.samples.iter().map(of).collect();
-        let rates = accepted_by_second(&samples);
-        rates.iter().enumerate().map(|(second, rate)| (second as f64 + 0.5, *rate)).collect()
+        accepted_by_second(&samples)
     });
     let silent = series.iter().flat_map(|series| &series.points).all(|(_, rate)| *rate == 0.0);
     let series = if silent { Vec::new() } else { series };

@@ -31,7 +31,7 @@ pub const COLOURS: usize = 6;
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 74.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 36.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
 
@@ -193,7 +193,7 @@ mod tests {
             vec![Series { name: "a & b".to_owned(), points: vec![(0.0, 0.0), (10.0, 5.0), (99.0, 5.0)] }];
         let plot = Plot { title: "t", x_label: "x", x_ticks: ticks, series };
         let svg = plot.svg();
-        assert!(svg.contains("points=\"74.0,256.0 744.0,12.0 744.0,12.0\""), "{svg}");
+        assert!(svg.contains("points=\"74.0,256.0 724.0,12.0 724.0,12.0\""), "{svg}");
         assert!(svg.contains("a &amp; b") && svg.contains("10 &lt; 11"));
         assert_eq!(Plot { series: Vec::new(), ..plot }.svg(), "");
     }

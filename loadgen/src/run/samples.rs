@@ -118,7 +118,7 @@ pub struct Edges {
 }
 
 /// The window closes so long before sending does, so that its last look still sees the load.
-const CLOSE_BEFORE_END: Duration = Duration::from_millis(100);
+const CLOSE_BEFORE_END: Duration = Duration::from_millis(200);
 
 impl Edges {
     /// Of a run of this length; `None` if nothing would be left of it.
@@ -183,9 +183,9 @@ pub fn watch(watched: Watched<'_>, edges: Option<Edges>, stop: &mpsc::Receiver<(
 
 /// How long until the next sample or edge.
 fn pause(elapsed: Duration, next: Duration, edges: Option<Edges>) -> Duration {
-    let ahead = edges.into_iter().flat_map(|edges| [edges.from, edges.to]).chain([next]);
-    let soonest = ahead.filter(|at| *at > elapsed).min().map(|at| at - elapsed);
-    soonest.unwrap_or(SAMPLE_EVERY_MIN)
+    let edges = edges.into_iter().flat_map(|edges| [edges.from, edges.to]);
+    let soonest = edges.filter(|at| *at > elapsed).chain([next]).min().unwrap_or(next);
+    soonest.saturating_sub(elapsed)
 }
 
 /// When the first event was sent; `None` if the run ended before.
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(Edges::of(SECOND, None), None);
         assert_eq!(Edges::of(SECOND, Some(SECOND)), None);
         let edges = Edges::of(SECOND, Some(3 * SECOND)).unwrap();
-        assert_eq!(edges, Edges { from: SECOND, to: Duration::from_millis(2_900) });
+        assert_eq!(edges, Edges { from: SECOND, to: Duration::from_millis(2_800) });
     }
 
     #[test]
@@ -257,6 +257,6 @@ mod tests {
         let ms = Duration::from_millis;
         assert_eq!(pause(ms(950), ms(1_040), edges), ms(50));
         assert_eq!(pause(ms(1_000), ms(1_040), edges), ms(40));
-        assert_eq!(pause(ms(2_000), ms(1_900), edges), SAMPLE_EVERY_MIN);
+        assert_eq!(pause(ms(1_500), ms(1_400), edges), ms(0), "a sample that is late is taken at once");
     }
 }
