@@ -148,6 +148,7 @@ pub fn rate(planned: &Planned, reached: Option<f64>) -> Option<Rate> {
 mod tests {
     use super::table::Name;
     use super::*;
+    use crate::schedule::Assignment;
 
     #[test]
     fn what_the_user_gives_wins() {
@@ -180,6 +181,17 @@ mod tests {
                 flags.sort();
                 assert!(flags.windows(2).all(|pair| pair[0] != pair[1]), "{name:?}: {flags:?}");
             }
+        }
+    }
+
+    #[test]
+    fn low_rates_reach_every_stream_by_many_connections() {
+        let load = &plan(Name::Lowrate.profile(), &[], 1).unwrap()[0].options.load;
+        let (connections, streams) = (load.connections as u64, u64::from(load.streams));
+        for event in 0..5 * streams {
+            let (connection, index) = ((event % connections) as u32, event / connections);
+            let (stream, _) = Assignment::RoundRobin.place(streams as usize, connection, index);
+            assert_eq!(stream as u64, event % streams);
         }
     }
 

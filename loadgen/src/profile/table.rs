@@ -23,7 +23,7 @@ pub enum Name {
     Fanin,
     /// 16 streams against 10,000 streams, flat out in bulk.
     Streams,
-    /// 1,000 streams at one event a second each: 1 shard against 2.
+    /// 1,000 streams at one event a second each: 1 shard against 2, with two lingers.
     Lowrate,
     /// Events of 64, 250, 1,000 and 16,000 bytes in turn.
     Sizes,
@@ -180,11 +180,25 @@ static STREAMS: Profile = Profile {
 static LOWRATE: Profile = Profile {
     name: "lowrate",
     reason: "Streams that never fill a record: each record is billed as 5 KiB and each call costs the same, so \
-             shards must not multiply them. 64 connections, so that every stream is fed on every shard.",
-    flags: "--connections 64 --streams 1000 --write 0 --size 250 --rate 1000",
+             shards must not multiply them. One connection more than streams: event i goes to stream i mod 1,000, \
+             each time by another connection, so every shard is fed with every stream. With a linger of 5 s a \
+             stream has 5 events to gather from all shards; with 1 s only one.",
+    flags: "--connections 1001 --streams 1000 --write 0 --size 250 --rate 1000 --duration 20s --warm-up 6s",
     relay: "",
-    steps: &[step("1 shard", "", "--shards 1"), step("2 shards", "", "--shards 2")],
-    ratios: &[over(Key::Calls, 1, 0), over(Key::BilledBytes, 1, 0), over(Key::CpuNsPerEvent, 1, 0)],
+    steps: &[
+        step("1 shard", "", "--shards 1"),
+        step("2 shards", "", "--shards 2"),
+        step("1 shard, linger 5 s", "", "--shards 1 --linger 5s"),
+        step("2 shards, linger 5 s", "", "--shards 2 --linger 5s"),
+    ],
+    ratios: &[
+        over(Key::Calls, 1, 0),
+        over(Key::BilledBytes, 1, 0),
+        over(Key::CpuNsPerEvent, 1, 0),
+        over(Key::Calls, 3, 2),
+        over(Key::BilledBytes, 3, 2),
+        over(Key::CpuNsPerEvent, 3, 2),
+    ],
 };
 
 static SIZES: Profile = Profile {
