@@ -40,12 +40,10 @@ pub struct Planned {
     pub cpu_limited: bool,
 }
 
-/// Flags of `run` alone, to be read back from words.
+/// Options of one run, to be read back from words.
 #[derive(Debug, Parser)]
 #[command(name = "loadgen run", args_override_self = true)]
 struct Words {
-    #[command(flatten)]
-    own: Own,
     #[command(flatten)]
     options: Options,
 }
@@ -88,6 +86,7 @@ const PINNED: &str = "--pin-relay 0 --pin-load 1";
 
 fn plan_step(profile: &Profile, step: &Step, typed: &[String], cpus: usize) -> anyhow::Result<Planned> {
     let (flags, relay) = split(typed);
+    let flags = without_own(flags);
     let pins = if cpus >= 2 { PINNED } else { "" };
     let own = [table::COMMON, pins, profile.flags, step.flags];
     let own = own.iter().flat_map(|flags| flags.split_whitespace());
@@ -108,6 +107,27 @@ fn plan_step(profile: &Profile, step: &Step, typed: &[String], cpus: usize) -> a
         offered,
         cpu_limited: step.cpu_limited,
     })
+}
+
+/// Flags of [`Own`]: they are of the profile, not of one of its runs.
+const OWN_WITH_VALUE: [&str; 4] = ["--profile", "--json", "--html", "--repeat"];
+const OWN_WITHOUT_VALUE: &str = "--floor";
+
+fn without_own(flags: &[String]) -> Vec<String> {
+    let (mut kept, mut words) = (Vec::new(), flags.iter());
+    while let Some(word) = words.next() {
+        match word.split_once('=').map_or(word.as_str(), |(flag, _)| flag) {
+            flag if OWN_WITH_VALUE.contains(&flag) => {
+                // `--json=FILE` holds its value, `--json FILE` does not.
+                if !word.contains('=') {
+                    words.next();
+                }
+            }
+            OWN_WITHOUT_VALUE => {}
+            _ => kept.push(word.clone()),
+        }
+    }
+    kept
 }
 
 /// Flags before `--`, arguments of the relay behind it.
@@ -161,7 +181,10 @@ mod tests {
         let planned = &plan(bulk, &words_of(text), 2).unwrap()[0];
         assert_eq!((planned.options.load.connections, planned.options.pin_relay), (3, Some(4)));
         assert_eq!(planned.options.relay_arguments, words_of("--memory 1GiB --shards=2"));
+        assert!(planned.words.ends_with("--pin-relay=4 --check full -- --memory 1GiB --shards=2"));
         assert_eq!(plan(bulk, &[], 1).unwrap()[0].options.pin_relay, None);
+        let own = words_of("--floor --json=x --rate 5 --html y --profile bulk --repeat 3 --size 90");
+        assert_eq!(without_own(&own), words_of("--rate 5 --size 90"));
         assert!(plan(bulk, &words_of("--connection 3"), 1).is_err());
     }
 

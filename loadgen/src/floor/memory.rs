@@ -35,7 +35,7 @@ const BLOCK_LINES_MIN: usize = 16;
 /// What a record holds at most.
 const RECORD_BYTES: usize = 1_024_000;
 /// CPU time that one pass of a stage takes at least.
-const PASS: Duration = Duration::from_millis(100);
+const PASS: Duration = Duration::from_millis(50);
 const PASSES: usize = 3;
 
 /// Measures all stages on the CPU `pin`; the discarding peer is on the CPU `pin_peer`.

@@ -27,6 +27,8 @@ pub enum Key {
     EventsPerSecond,
     /// Bytes received a second in the window, frames and all, in units of 10^9.
     GigabytesPerSecond,
+    /// Events received a second in the window.
+    ReceivedPerSecond,
     /// Events delivered a second in the window.
     GoodputPerSecond,
     /// The worst second of the window over the best, in events that the sink accepted.
@@ -103,11 +105,12 @@ pub enum Key {
 use Key::*;
 
 /// All names with their titles, in order.
-const TITLES: [(Key, &str); 39] = [
+const TITLES: [(Key, &str); 40] = [
     (EventsSent, "events sent"),
     (WindowSeconds, "window, s"),
     (EventsPerSecond, "events/s"),
     (GigabytesPerSecond, "GB/s"),
+    (ReceivedPerSecond, "received/s"),
     (GoodputPerSecond, "delivered/s"),
     (GoodputWorstPerBestSecond, "worst second / best"),
     (CpuNsPerEvent, "relay CPU ns/event"),
@@ -220,6 +223,7 @@ fn of_window(window: &Window, samples: &[Sample], figures: &mut Figures) {
         (WindowSeconds, seconds),
         (EventsPerSecond, window.events() as f64 / seconds),
         (GigabytesPerSecond, window.received_bytes as f64 / 1e9 / seconds),
+        (ReceivedPerSecond, window.events_received as f64 / seconds),
         (GoodputPerSecond, window.events_delivered as f64 / seconds),
         (CpuNsPerEvent, each(cpu)),
         (CpuUserNsPerEvent, each(window.cpu_user_seconds)),
