@@ -85,6 +85,13 @@ pub struct Options {
     pub relay_arguments: Vec<String>,
 }
 
+impl Options {
+    /// The window that is asked for.
+    fn edges(&self) -> Option<Edges> {
+        self.warm_up.and_then(|warm_up| Edges::of(warm_up, self.load.duration))
+    }
+}
+
 /// What was seen by the time that the relay held nothing, or the deadline was over.
 struct Settled {
     metrics: Metrics,
@@ -208,6 +215,10 @@ fn load_and_stop(
     usage.exit_code = status.and_then(|status| status.code());
     let judged = judge(options, &sent, &settled, sink, ledger.as_ref());
     let mut checks = judged.checks;
+    if options.edges().is_some() {
+        // Without it figures would be of the whole run, and nobody would notice.
+        checks.push(Verdict::new("the window was seen to its end", seen.window.is_some(), ""));
+    }
     checks.push(Verdict::new("the relay let go of everything in time", settled.in_time, ""));
     let ended = status.map_or("killed, it took too long".to_owned(), |status| status.to_string());
     checks.push(Verdict::new("the relay ended well", status.is_some_and(|status| status.success()), ended));
@@ -256,7 +267,7 @@ fn send_all(
     let progress = Progress::default();
     let _follower = Follower::new(progress.clone(), plan.events());
     let watched = Watched { relay: relay.id(), admin: relay.ready().admin, progress: &progress, sink };
-    let edges = options.warm_up.and_then(|warm_up| Edges::of(warm_up, options.load.duration));
+    let edges = options.edges();
     let (stop, stopped) = mpsc::channel();
     std::thread::scope(|scope| {
         let watching = scope.spawn(move || {
@@ -266,7 +277,12 @@ fn send_all(
         let sent = send(plan, &Target::Tcp(relay.ready().listen), &progress, options.pin_load);
         drop(stop);
         let seen = watching.join().expect("watching does not panic");
-        Ok((sent?, seen.context("the relay could not be watched")?))
+        // A relay that is gone is told of with its own words, by whoever asks it next.
+        let seen = seen.unwrap_or_else(|error| {
+            eprintln!("the relay could not be watched: {error:#}");
+            Seen::default()
+        });
+        Ok((sent?, seen))
     })
 }
 
