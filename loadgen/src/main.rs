@@ -3,13 +3,16 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use loadgen::profile::{self, Own, html, session};
 use loadgen::progress::Follower;
 use loadgen::send::{Load, Plan, Progress, Target, send};
 use loadgen::sink::{Settings, Sink};
-use loadgen::{report, run, write_json};
+use loadgen::units::parse_duration;
+use loadgen::{floor, report, run, write_json};
 
 #[derive(Parser)]
 #[command(
@@ -29,7 +32,11 @@ enum Command {
     /// Plays Amazon Data Firehose: checks every limit, keeps a ledger, fails on purpose.
     Sink(Box<SinkArguments>),
     /// Starts sink and relay, sends, accounts for every event, and reports.
+    #[command(args_override_self = true)]
     Run(Box<RunArguments>),
+    /// A bare receiver, started by `run --floor`.
+    #[command(hide = true, subcommand)]
+    Floor(Floor),
 }
 
 #[derive(clap::Args)]
@@ -68,11 +75,20 @@ struct SinkArguments {
     settings: Settings,
 }
 
+#[derive(Subcommand)]
+enum Floor {
+    /// Reads and discards until it is killed.
+    Receive {
+        /// Pause before each look at the connections.
+        #[arg(long, default_value = "0s", value_parser = parse_duration)]
+        pause: Duration,
+    },
+}
+
 #[derive(clap::Args)]
 struct RunArguments {
-    /// Writes the report as JSON; `-` is standard output.
-    #[arg(long, value_name = "FILE")]
-    json: Option<String>,
+    #[command(flatten)]
+    own: Own,
     #[command(flatten)]
     options: run::Options,
 }
@@ -82,6 +98,7 @@ fn main() -> ExitCode {
         Command::Send(arguments) => run_send(*arguments),
         Command::Sink(arguments) => run_sink(*arguments),
         Command::Run(arguments) => run_run(*arguments),
+        Command::Floor(Floor::Receive { pause }) => floor::receive::serve(pause).map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -122,12 +139,48 @@ fn run_sink(arguments: SinkArguments) -> anyhow::Result<bool> {
 }
 
 fn run_run(arguments: RunArguments) -> anyhow::Result<bool> {
-    let report = run::run(arguments.options)?;
+    let RunArguments { own, options } = arguments;
+    if let Some(files) = &own.compare {
+        println!("{}", profile::compare::compare(&files[0], &files[1])?);
+        return Ok(true);
+    }
+    // What follows `loadgen run`: a profile puts its own flags before these.
+    let typed: Vec<String> = std::env::args().skip(2).collect();
+    match own.profile {
+        Some(name) => run_profile(name, &own, &typed),
+        None => run_once(&own, options, &typed),
+    }
+}
+
+fn run_profile(name: profile::table::Name, own: &Own, typed: &[String]) -> anyhow::Result<bool> {
+    let summary = session::run_profile(name, own, typed)?;
+    eprintln!("{}", summary.text());
+    if let Some(path) = &own.json {
+        write_json(path, &summary)?;
+    }
+    write_html(own, &summary)?;
+    Ok(summary.ok)
+}
+
+fn run_once(own: &Own, options: run::Options, typed: &[String]) -> anyhow::Result<bool> {
+    anyhow::ensure!(own.repeat == 1, "--repeat needs --profile");
+    let floors = own.floor.then(|| floor::measure(&options)).transpose()?;
+    let report = run::run(options.clone())?;
     eprintln!("{}", report.text());
-    if let Some(path) = &arguments.json {
+    if let Some(path) = &own.json {
         write_json(path, &report)?;
     }
+    if own.html.is_some() || floors.is_some() {
+        let summary = session::of_run(&report, floors.as_ref(), &options, typed);
+        eprintln!("{}", summary.text());
+        write_html(own, &summary)?;
+    }
     Ok(report.ok)
+}
+
+fn write_html(own: &Own, summary: &profile::summary::Summary) -> anyhow::Result<()> {
+    let Some(path) = &own.html else { return Ok(()) };
+    std::fs::write(path, html::page(summary)).with_context(|| format!("`{path}` could not be written"))
 }
 
 /// SIGTERM or SIGINT, heard from the moment that this is made.

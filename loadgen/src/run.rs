@@ -8,11 +8,13 @@ mod directory;
 pub mod metrics;
 pub mod relay;
 pub mod report;
+pub mod samples;
 pub mod verify;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -27,6 +29,7 @@ use crate::units::parse_duration;
 use metrics::Metrics;
 use relay::{Relay, Usage};
 use report::{RelayUsage, Report};
+use samples::{Edges, Seen, Watched};
 use verify::{Allowed, RelayCounts, Verdict};
 
 /// Where the relay delivers to.
@@ -62,6 +65,9 @@ pub struct Options {
     /// How long the relay may hold events after the last was sent.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     pub settle: Duration,
+    /// Measure CPU time and rates apart from here, since the first event, to just before the last; needs --duration.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub warm_up: Option<Duration>,
     /// Events may be dropped, if the relay counts them.
     #[arg(long)]
     pub allow_drops: bool,
@@ -79,6 +85,13 @@ pub struct Options {
     pub relay_arguments: Vec<String>,
 }
 
+impl Options {
+    /// The window that is asked for.
+    fn edges(&self) -> Option<Edges> {
+        self.warm_up.and_then(|warm_up| Edges::of(warm_up, self.load.duration))
+    }
+}
+
 /// What was seen by the time that the relay held nothing, or the deadline was over.
 struct Settled {
     metrics: Metrics,
@@ -94,6 +107,18 @@ struct Settled {
 ///
 /// A sentence if something cannot be started, or the relay ends in the middle.
 pub fn run(options: Options) -> anyhow::Result<Report> {
+    run_with(options, |_| Ok(()))
+}
+
+/// Runs it all; `started` sees the relay before anything is sent to it.
+///
+/// # Errors
+///
+/// Those of [`run`] and of `started`.
+pub fn run_with(
+    options: Options,
+    started: impl FnOnce(&Relay) -> anyhow::Result<()>,
+) -> anyhow::Result<Report> {
     let plan = Plan::new(options.load.clone())?;
     let directory =
         tempfile::Builder::new().prefix("loadgen-").tempdir().context("no temporary directory")?;
@@ -103,6 +128,7 @@ pub fn run(options: Options) -> anyhow::Result<Report> {
     };
     let command = command(&options, sink.as_ref(), directory.path())?;
     let mut relay = Relay::start(command, options.patience, options.pin_relay)?;
+    started(&relay)?;
     let result = load_and_stop(&options, &plan, &mut relay, sink.as_ref(), directory.path());
     if options.keep {
         let path = directory.keep();
@@ -116,11 +142,16 @@ pub fn run(options: Options) -> anyhow::Result<Report> {
 
 fn start_sink(options: &Options) -> anyhow::Result<Sink> {
     let anywhere = ([127, 0, 0, 1], 0).into();
-    Sink::start(anywhere, options.load.seed, options.settings.clone(), options.pin_load)
+    let mut settings = options.settings.clone();
+    settings.secret.get_or_insert_with(|| SECRET.to_owned());
+    Sink::start(anywhere, options.load.seed, settings, options.pin_load)
 }
 
+/// The secret access key that the relay signs with, and the sink verifies with.
+const SECRET: &str = "loadgen";
+
 /// The relay's command line, with credentials that mean nothing and no profile of this machine's.
-fn command(options: &Options, sink: Option<&Sink>, directory: &Path) -> anyhow::Result<Command> {
+pub(crate) fn command(options: &Options, sink: Option<&Sink>, directory: &Path) -> anyhow::Result<Command> {
     let mut command = Command::new(relay_path(options)?);
     command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--destination"]);
     match sink {
@@ -131,7 +162,7 @@ fn command(options: &Options, sink: Option<&Sink>, directory: &Path) -> anyhow::
     command.args(&options.relay_arguments);
     for (name, value) in [
         ("AWS_ACCESS_KEY_ID", "loadgen"),
-        ("AWS_SECRET_ACCESS_KEY", "loadgen"),
+        ("AWS_SECRET_ACCESS_KEY", options.settings.secret.as_deref().unwrap_or(SECRET)),
         ("AWS_REGION", "us-east-1"),
         ("AWS_EC2_METADATA_DISABLED", "true"),
         ("AWS_CONFIG_FILE", "/dev/null"),
@@ -147,7 +178,7 @@ fn command(options: &Options, sink: Option<&Sink>, directory: &Path) -> anyhow::
     Ok(command)
 }
 
-fn relay_path(options: &Options) -> anyhow::Result<PathBuf> {
+pub(crate) fn relay_path(options: &Options) -> anyhow::Result<PathBuf> {
     let path = match &options.relay {
         Some(path) => path.clone(),
         None => std::env::current_exe()
@@ -172,7 +203,7 @@ fn load_and_stop(
 ) -> anyhow::Result<Report> {
     let before = relay.usage()?;
     let load_before = Usage::of("self")?;
-    let sent = send_all(options, plan, relay)?;
+    let (sent, seen) = send_all(options, plan, relay, sink)?;
     let settled = settle(relay, sent.events_sent, options.settle)?;
     let load_after = Usage::of("self")?;
     let status = relay.stop(options.patience)?;
@@ -180,14 +211,18 @@ fn load_and_stop(
         (None, Destination::Directory) => Some(directory::read(&data_path(directory), options.load.seed)?),
         _ => None,
     };
-    let mut usage = RelayUsage::between(before, settled.usage, sent.events_sent);
+    let mut usage = RelayUsage::between(&before, &settled.usage, sent.events_sent);
     usage.exit_code = status.and_then(|status| status.code());
     let judged = judge(options, &sent, &settled, sink, ledger.as_ref());
     let mut checks = judged.checks;
+    if options.edges().is_some() {
+        // Without it figures would be of the whole run, and nobody would notice.
+        checks.push(Verdict::new("the window was seen to its end", seen.window.is_some(), ""));
+    }
     checks.push(Verdict::new("the relay let go of everything in time", settled.in_time, ""));
     let ended = status.map_or("killed, it took too long".to_owned(), |status| status.to_string());
     checks.push(Verdict::new("the relay ended well", status.is_some_and(|status| status.success()), ended));
-    let load = RelayUsage::between(load_before, load_after, sent.events_sent);
+    let load = RelayUsage::between(&load_before, &load_after, sent.events_sent);
     let last = sink.and_then(|sink| sink.with_ledger(|ledger| ledger.last_accepted())).unwrap_or(settled.at);
     let seconds = last.saturating_duration_since(sent.started).as_secs_f64();
     let each_second = |amount: u64| if seconds > 0.0 { amount as f64 / seconds } else { 0.0 };
@@ -210,6 +245,9 @@ fn load_and_stop(
         latency_ms: sink.and(judged.totals.as_ref()).map(|totals| totals.latency_ms),
         billed_per_payload: sink.and(judged.totals.as_ref()).and_then(billed_per_payload),
         sent,
+        window: seen.window,
+        samples: seen.samples,
+        latency_curve: sink.map_or_else(Vec::new, |sink| sink.with_ledger(|ledger| ledger.latency_curve())),
         ledger: judged.totals,
     })
 }
@@ -219,10 +257,33 @@ fn billed_per_payload(totals: &Totals) -> Option<f64> {
     (counts.raw_bytes > 0).then(|| counts.billed_bytes as f64 / counts.raw_bytes as f64)
 }
 
-fn send_all(options: &Options, plan: &Plan, relay: &Relay) -> anyhow::Result<Sent> {
+/// Sends while another thread watches.
+fn send_all(
+    options: &Options,
+    plan: &Plan,
+    relay: &Relay,
+    sink: Option<&Sink>,
+) -> anyhow::Result<(Sent, Seen)> {
     let progress = Progress::default();
     let _follower = Follower::new(progress.clone(), plan.events());
-    send(plan, &Target::Tcp(relay.ready().listen), &progress, options.pin_load)
+    let watched = Watched { relay: relay.id(), admin: relay.ready().admin, progress: &progress, sink };
+    let edges = options.edges();
+    let (stop, stopped) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let watching = scope.spawn(move || {
+            crate::pin_to(options.pin_load);
+            samples::watch(watched, edges, &stopped)
+        });
+        let sent = send(plan, &Target::Tcp(relay.ready().listen), &progress, options.pin_load);
+        drop(stop);
+        let seen = watching.join().expect("watching does not panic");
+        // A relay that is gone is told of with its own words, by whoever asks it next.
+        let seen = seen.unwrap_or_else(|error| {
+            eprintln!("the relay could not be watched: {error:#}");
+            Seen::default()
+        });
+        Ok((sent?, seen))
+    })
 }
 
 /// Pauses between two looks at the metrics grow: a short wait is seen exactly, a long one costs the relay little.

@@ -169,7 +169,7 @@ impl Plan {
     }
 }
 
-fn stream_names(load: &Load) -> Vec<String> {
+pub(crate) fn stream_names(load: &Load) -> Vec<String> {
     if !load.stream.is_empty() {
         return load.stream.clone();
     }
@@ -414,7 +414,7 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(1);
 /// How long a refused connection is tried again: a listener may be starting, an accept queue full.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
-fn connect_all(target: &Target, connections: usize) -> anyhow::Result<Vec<OwnedFd>> {
+pub(crate) fn connect_all(target: &Target, connections: usize) -> anyhow::Result<Vec<OwnedFd>> {
     let mut sockets = Vec::with_capacity(connections);
     for number in 0..connections {
         if number % CONNECT_BURST == CONNECT_BURST - 1 {

@@ -1,5 +1,6 @@
 //! The sink: a Firehose-compatible HTTP endpoint that checks every limit, keeps a ledger of every event, and
-//! fails on purpose. Plain HTTP/1.1, PutRecordBatch only; signatures must be there but are not verified.
+//! fails on purpose. Plain HTTP/1.1, PutRecordBatch only; signatures must be there, and are verified where the
+//! secret is known.
 //!
 //! Beside `POST /` for calls there is `GET /ledger` (totals as JSON), `GET /faults` and `POST /faults` (settings
 //! as JSON; what is left out is off, and windows of time count from that moment).
@@ -11,6 +12,7 @@ pub mod faults;
 pub mod ledger;
 pub mod protocol;
 pub mod sequences;
+pub mod signature;
 pub mod totals;
 
 use std::collections::HashMap;
@@ -36,12 +38,32 @@ pub struct Settings {
     /// How closely accepted events are looked at.
     #[arg(long, value_name = "LEVEL", default_value = "full")]
     pub check: Check,
+    /// Recompute each signature from what arrived [default: where the secret is known and --check is full].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub verify_signature: Option<bool>,
+    /// The secret access key of the clients; `run` knows the one that it gives to the relay.
+    #[arg(long, value_name = "KEY")]
+    pub secret: Option<String>,
     /// The stream in the frame, where the delivery stream is named otherwise; may be repeated.
     #[arg(long, value_name = "DELIVERY_STREAM=STREAM", value_parser = parse_map)]
     pub map: Vec<(String, String)>,
     /// What it does wrong.
     #[command(flatten)]
     pub faults: Faults,
+}
+
+impl Settings {
+    /// The secret that signatures are verified with, if they are to be.
+    fn verified_with(&self) -> anyhow::Result<Option<String>> {
+        match (self.verify_signature, &self.secret) {
+            (Some(true), None) => {
+                anyhow::bail!("--verify-signature needs the secret that clients sign with: give --secret")
+            }
+            (Some(true), secret) => Ok(secret.clone()),
+            (Some(false), _) => Ok(None),
+            (None, secret) => Ok(secret.clone().filter(|_| self.check == Check::Full)),
+        }
+    }
 }
 
 fn parse_map(text: &str) -> Result<(String, String), String> {
@@ -61,6 +83,8 @@ struct Active {
 struct State {
     seed: u64,
     check: Check,
+    /// The secret that signatures are verified with.
+    secret: Option<String>,
     active: Mutex<Active>,
     ledger: Mutex<Ledger>,
     /// Bytes that each delivery stream may still accept, and when that was reckoned.
@@ -115,10 +139,12 @@ impl Sink {
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .with_context(|| format!("the sink cannot listen on {listen}"))?;
         let address = listener.local_addr().context("the listener has no address")?;
+        let secret = settings.verified_with()?;
         let names = settings.map.into_iter().collect();
         let state = Arc::new(State {
             seed,
             check: settings.check,
+            secret,
             active: Mutex::new(Active { faults: Arc::new(settings.faults), since: Instant::now() }),
             ledger: Mutex::new(Ledger::new(settings.check, seed, names)),
             quotas: Mutex::default(),

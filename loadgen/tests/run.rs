@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::support::{Client, body, records_of};
@@ -84,6 +85,7 @@ fn every_harm_is_found() {
         ("hold", "the relay let go of everything in time"),
         ("end_badly", "the relay ended well"),
         ("unterminated", "every record ends with a line"),
+        ("missign", "every rule of the API kept"),
     ] {
         let (output, report) = run(harm, "--events 3000 --connections 2 --streams 2 --settle 1s");
         assert_eq!(output.status.code(), Some(1), "{harm}: {}", String::from_utf8_lossy(&output.stderr));
@@ -119,6 +121,62 @@ fn the_other_destinations_are_verified() {
 }
 
 #[test]
+fn a_profile_runs_and_compares_its_steps() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let flags = format!(
+        "--profile streams --repeat 2 --connections 2 --streams 3 --rate 4000 --duration 500ms --warm-up 100ms \
+         --pin-relay 0 --pin-load 0 --html {}",
+        path("report.html")
+    );
+    let (output, report) = run("none", &flags);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert_eq!(
+        (&report["version"], &report["profile"], &report["repeat"]),
+        (&1.into(), &"streams".into(), &2.into())
+    );
+    let figures = &report["steps"][1]["figures"];
+    for figure in ["cpu_ns_per_event", "events_per_second", "latency_p99_9_ms"] {
+        assert!(figures[figure].as_f64() > Some(0.0), "{figure}: {figures}");
+    }
+    assert_eq!((&figures["lost"], &figures["events_sent"]), (&0.0.into(), &2_000.0.into()));
+    assert_eq!(report["steps"][0]["spread"]["runs"], 2);
+    assert_eq!(report["ratios"].as_array().unwrap().len(), 3);
+    let page = std::fs::read_to_string(path("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("10,000 streams"));
+    std::fs::write(path("a.json"), report.to_string()).unwrap();
+    let compared = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+        .args(["run", "--compare", &path("a.json"), &path("a.json")])
+        .output()
+        .unwrap();
+    let compared = String::from_utf8(compared.stdout).unwrap();
+    assert!(compared.contains("relay CPU ns/event") && compared.contains("1.000"), "{compared}");
+}
+
+#[test]
+fn a_profile_stands_beside_its_floors() {
+    let flags = "--profile bulk --floor --connections 2 --duration 500ms --warm-up 100ms --rate 4000";
+    let (output, report) = run("none", flags);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let figures = &report["steps"][0]["figures"];
+    for floor in ["receive_ns", "receive_paused_ns", "scan_ns", "base64_ns", "sha256_ns", "send_ns", "sum_ns"]
+    {
+        assert!(figures[format!("floor_{floor}")].as_f64() > Some(0.0), "{floor}: {figures}");
+    }
+    assert!(figures["cpu_per_floor"].is_number());
+}
+
+#[test]
+fn a_profile_that_loses_fails() {
+    let flags = "--profile paced --rate 2000 --duration 500ms --warm-up 100ms --connections 2";
+    let (output, report) = run("lose", flags);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(report["ok"], false);
+    assert!(report["steps"][0]["failed_checks"][0].as_str().unwrap().starts_with("nothing lost"), "{report}");
+}
+
+#[test]
 fn a_relay_that_cannot_start_is_told_in_words() {
     let (output, _) = run("refuse_to_start", "--events 1");
     assert_eq!(output.status.code(), Some(2));
@@ -138,6 +196,8 @@ fn fake_relay() {
         Fake::main(&arguments, harm);
     }
 }
+
+static MISSIGNED: AtomicBool = AtomicBool::new(false);
 
 enum Out {
     Sink(SocketAddr),
@@ -280,7 +340,10 @@ impl Fake {
             self.count(&format!("calls_total{{delivery_stream=\"{stream}\",outcome=\"any\"}}"), 1);
         }
         let slices: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
-        let answer = Client::new(address).put_record_batch(&body(stream, &slices));
+        // The first call only: who never signs well never gets rid of anything.
+        let missign = self.harm == "missign" && !MISSIGNED.swap(true, Relaxed);
+        let secret = if missign { "another" } else { &std::env::var("AWS_SECRET_ACCESS_KEY").unwrap() };
+        let answer = Client::signing(address, secret).put_record_batch(&body(stream, &slices));
         let understood = answer.as_ref().filter(|answer| answer.status == 200).and_then(|answer| {
             let value = serde_json::from_str::<Value>(&answer.body).ok()?;
             (value["RequestResponses"].as_array()?.len() == records.len()).then(|| records_of(answer))

@@ -89,6 +89,22 @@ fn missing_headers_are_violations() {
 }
 
 #[test]
+fn signatures_are_verified_where_the_secret_is_known() {
+    let (sink, stranger) = sink("--secret abc");
+    let good = body("clicks", &[&event_line("clicks", 0, 0)]);
+    assert_eq!(Client::signing(sink.address(), "abc").put_record_batch(&good).unwrap().status, 200);
+    for client in [stranger, Client::signing(sink.address(), "abd")] {
+        let answer = client.put_record_batch(&good).unwrap();
+        assert_eq!((answer.status, &answer.json()["__type"]), (400, &json!("InvalidSignatureException")));
+    }
+    let written = sink.stop();
+    assert_eq!(
+        (&written["violations"]["by_kind"]["signature"], &written["calls"]["ok"]),
+        (&json!(2), &json!(1))
+    );
+}
+
+#[test]
 fn records_fail_one_by_one_and_what_is_resent_arrives_once() {
     let (_sink, mut client) = sink("--fail-records 0.3 --seed 7");
     let mut left: Vec<Vec<u8>> = (0..200).map(|sequence| event_line("clicks", 0, sequence)).collect();

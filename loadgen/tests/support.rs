@@ -6,7 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64_simd::STANDARD;
+use hyper::{HeaderMap, Method, Uri};
 use loadgen::event::{Builder, Event, StreamSeed};
+use loadgen::sink::signature::Signed;
 use loadgen::units::Sizes;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -73,11 +75,18 @@ impl Answer {
 /// An HTTP client that opens a connection a request.
 pub struct Client {
     address: SocketAddr,
+    /// What calls are signed with; without it the signature is nonsense.
+    secret: Option<String>,
 }
 
 impl Client {
     pub fn new(address: SocketAddr) -> Self {
-        Self { address }
+        Self { address, secret: None }
+    }
+
+    /// A client whose signatures are right where the sink knows the same secret.
+    pub fn signing(address: SocketAddr, secret: &str) -> Self {
+        Self { address, secret: Some(secret.to_owned()) }
     }
 
     pub fn try_connect(&self) -> std::io::Result<TcpStream> {
@@ -135,13 +144,15 @@ impl Client {
 
     /// A call with the usual headers that `keep` keeps, and with more.
     pub fn call(&self, body: &str, keep: impl Fn(&str) -> bool, more: &[(&str, String)]) -> Option<Answer> {
-        let signature = "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/firehose/aws4_request, \
-                         SignedHeaders=host;x-amz-date, Signature=00";
+        let signature = self.secret.as_ref().map_or("00".to_owned(), |secret| sign(secret, body.as_bytes()));
+        let authorization = format!(
+            "AWS4-HMAC-SHA256 Credential=x/{SCOPE}, SignedHeaders={SIGNED_HEADERS}, Signature={signature}"
+        );
         let usual = [
             ("content-type", "application/x-amz-json-1.1"),
-            ("x-amz-target", "Firehose_20150804.PutRecordBatch"),
-            ("x-amz-date", "20260101T000000Z"),
-            ("authorization", signature),
+            ("x-amz-target", TARGET),
+            ("x-amz-date", DATE),
+            ("authorization", &authorization),
         ];
         let mut headers = String::new();
         for (name, value) in usual.into_iter().filter(|(name, _)| keep(name)) {
@@ -152,6 +163,20 @@ impl Client {
         }
         self.request(&format!("POST /{headers}"), body)
     }
+}
+
+const DATE: &str = "20260101T000000Z";
+const TARGET: &str = "Firehose_20150804.PutRecordBatch";
+const SCOPE: &str = "20260101/us-east-1/firehose/aws4_request";
+const SIGNED_HEADERS: &str = "host;x-amz-date;x-amz-target";
+
+/// The signature of a call with the usual headers.
+fn sign(secret: &str, body: &[u8]) -> String {
+    let headers = [("host", "sink"), ("x-amz-date", DATE), ("x-amz-target", TARGET)]
+        .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+    let (method, uri, headers) = (Method::POST, Uri::from_static("/"), HeaderMap::from_iter(headers));
+    let request = Signed { method: &method, uri: &uri, headers: &headers, body };
+    request.sign(secret, SCOPE, SIGNED_HEADERS).unwrap()
 }
 
 /// Headers ride behind the path, a line each; here they go to their place.

@@ -1,7 +1,7 @@
 //! The relay as a child process: started, found by the line it prints when it is ready, watched, stopped. All
 //! that is known of it is that line, its metrics and what `/proc` tells of any process.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
-use serde::Serialize;
 
 use super::metrics::Metrics;
 
@@ -54,12 +53,14 @@ fn without_escapes(line: &str) -> String {
 }
 
 /// What a process has used of the machine.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Usage {
-    /// CPU time in its own code, in seconds.
+    /// CPU time in its own code, in seconds, counted in ticks of the clock.
     pub user_seconds: f64,
-    /// CPU time in the kernel on its behalf, in seconds.
+    /// CPU time in the kernel on its behalf, in seconds, counted in ticks of the clock.
     pub system_seconds: f64,
+    /// CPU time of each thread that lives, in nanoseconds; empty where the kernel does not tell.
+    pub threads_ns: BTreeMap<u32, u64>,
     /// Resident memory now.
     pub resident_bytes: u64,
     /// The most resident memory so far.
@@ -77,8 +78,32 @@ impl Usage {
             let path = format!("/proc/{pid}/{file}");
             std::fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))
         };
-        Self::parse(&read("stat")?, &read("status")?)
-            .with_context(|| format!("/proc/{pid} is not understood"))
+        let usage = Self::parse(&read("stat")?, &read("status")?)
+            .with_context(|| format!("/proc/{pid} is not understood"))?;
+        Ok(Self { threads_ns: threads_ns(pid).unwrap_or_default(), ..usage })
+    }
+
+    /// CPU seconds, user and system, since an earlier look. Ticks are coarse (4 or 10 ms) and, where the kernel
+    /// samples, only as good as its samples; so the sum comes from the scheduler's nanoseconds where no thread
+    /// ended in between, and the ticks only divide it.
+    pub fn cpu_since(&self, before: &Self) -> (f64, f64) {
+        let user = self.user_seconds - before.user_seconds;
+        let system = self.system_seconds - before.system_seconds;
+        let ticks = user + system;
+        match self.scheduled_ns_since(before) {
+            Some(ns) if ticks > 0.0 => (ns as f64 / 1e9 * user / ticks, ns as f64 / 1e9 * system / ticks),
+            // Less than a tick: whose it was cannot be told.
+            Some(ns) => (ns as f64 / 1e9, 0.0),
+            None => (user, system),
+        }
+    }
+
+    /// The scheduler's nanoseconds since an earlier look; `None` if a thread ended in between and took its own
+    /// with it, or the kernel does not tell.
+    fn scheduled_ns_since(&self, before: &Self) -> Option<u64> {
+        let all_live = before.threads_ns.keys().all(|thread| self.threads_ns.contains_key(thread));
+        let sum = |usage: &Self| usage.threads_ns.values().sum::<u64>();
+        (all_live && !self.threads_ns.is_empty()).then(|| sum(self).saturating_sub(sum(before)))
     }
 
     /// See proc(5): `stat` has utime and stime as fields 14 and 15, behind a name that may hold anything.
@@ -96,8 +121,22 @@ impl Usage {
             system_seconds: seconds()?,
             resident_bytes: kilobytes("VmRSS:")? << 10,
             resident_peak_bytes: kilobytes("VmHWM:")? << 10,
+            threads_ns: BTreeMap::new(),
         })
     }
+}
+
+/// The first number of `schedstat` of each thread: nanoseconds on a CPU (Documentation/scheduler/sched-stats).
+fn threads_ns(pid: &str) -> Option<BTreeMap<u32, u64>> {
+    let mut threads = BTreeMap::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        let entry = entry.ok()?;
+        // A thread that ends just now is as if it had ended before.
+        let Ok(text) = std::fs::read_to_string(entry.path().join("schedstat")) else { continue };
+        let ns = text.split_ascii_whitespace().next()?.parse().ok()?;
+        threads.insert(entry.file_name().to_str()?.parse().ok()?, ns);
+    }
+    Some(threads)
 }
 
 /// Lines of log kept to be shown when something goes wrong.
@@ -123,17 +162,7 @@ impl Relay {
     pub fn start(mut command: Command, within: Duration, pin: Option<usize>) -> anyhow::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let program = command.get_program().to_string_lossy().into_owned();
-        let spawned = match pin {
-            None => command.spawn(),
-            // A child inherits the CPUs of the thread that makes it, so that thread is one of its own.
-            Some(_) => std::thread::scope(|scope| {
-                let spawner = scope.spawn(|| {
-                    crate::pin_to(pin);
-                    command.spawn()
-                });
-                spawner.join().expect("spawning does not panic")
-            }),
-        };
+        let spawned = spawn_pinned(&mut command, pin);
         let mut child = spawned.with_context(|| format!("the relay `{program}` could not be started"))?;
         let log = Log::default();
         let stderr = child.stderr.take().expect("it was asked for");
@@ -170,6 +199,11 @@ impl Relay {
             anyhow::bail!("the relay ended with {status}; its last lines:\n{}", tail(&self.log));
         }
         Metrics::scrape(self.ready.admin)
+    }
+
+    /// The id of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it has used so far.
@@ -212,6 +246,21 @@ impl Drop for Relay {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Starts a child, bound to a CPU if one is given.
+pub(crate) fn spawn_pinned(command: &mut Command, pin: Option<usize>) -> std::io::Result<Child> {
+    if pin.is_none() {
+        return command.spawn();
+    }
+    // A child inherits the CPUs of the thread that makes it, so that thread is one of its own.
+    std::thread::scope(|scope| {
+        let spawner = scope.spawn(|| {
+            crate::pin_to(pin);
+            command.spawn()
+        });
+        spawner.join().expect("spawning does not panic")
+    })
 }
 
 /// Looks 50 times a second: a child has no event to wait for that a library of safe code offers.
@@ -276,6 +325,24 @@ mod tests {
         assert_eq!((usage.user_seconds, usage.system_seconds), (250.0 / tick, 125.0 / tick));
         assert_eq!((usage.resident_bytes, usage.resident_peak_bytes), (1 << 20, 2 << 20));
         assert!(Usage::of("self").unwrap().resident_bytes > 0);
+    }
+
+    #[test]
+    fn cpu_time_is_the_schedulers_while_all_threads_live() {
+        let usage = |user, system, threads: &[(u32, u64)]| Usage {
+            user_seconds: user,
+            system_seconds: system,
+            threads_ns: threads.iter().copied().collect(),
+            ..Usage::default()
+        };
+        let before = usage(1.0, 1.0, &[(1, 10), (2, 20)]);
+        let after = usage(1.3, 1.1, &[(1, 10), (2, 320_000_020), (3, 100_000_000)]);
+        let (user, system) = after.cpu_since(&before);
+        assert!((user - 0.315).abs() < 1e-6 && (system - 0.105).abs() < 1e-6, "{user} {system}");
+        let ended = usage(1.3, 1.1, &[(1, 10)]);
+        assert!((ended.cpu_since(&before).0 - 0.3).abs() < 1e-9);
+        let short = usage(1.0, 1.0, &[(1, 5_010), (2, 20)]);
+        assert_eq!(short.cpu_since(&before), (5e-6, 0.0));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::Destination;
 use super::relay::Usage;
+use super::samples::{Sample, Window};
 use super::verify::{Fate, RelayCounts, Verdict};
 use crate::report::{grouped, latency, ratio, table};
 use crate::send::{Load, Sent};
@@ -50,6 +51,13 @@ pub struct Report {
     pub billed_per_payload: Option<f64>,
     /// What was sent.
     pub sent: Sent,
+    /// The part of the run between warm-up and drain; left out where none was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// How the run went, a sample every 100 ms or less often: at most about 600.
+    pub samples: Vec<Sample>,
+    /// Latency by quantile, for a plot: pairs of a quantile below 1 and milliseconds.
+    pub latency_curve: Vec<(f64, f64)>,
     /// The sink's ledger; for `directory`, that of the files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ledger: Option<Totals>,
@@ -80,9 +88,8 @@ pub struct RelayUsage {
 
 impl RelayUsage {
     /// Between two looks.
-    pub fn between(before: Usage, after: Usage, events: u64) -> Self {
-        let user = after.user_seconds - before.user_seconds;
-        let system = after.system_seconds - before.system_seconds;
+    pub fn between(before: &Usage, after: &Usage, events: u64) -> Self {
+        let (user, system) = after.cpu_since(before);
         let each = |seconds: f64| seconds * 1e9 / events.max(1) as f64;
         Self {
             cpu_user_ns_per_event: each(user),

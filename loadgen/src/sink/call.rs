@@ -8,11 +8,12 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
-use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 
 use super::faults::{CallFault, Draw, Faults, RecordError};
 use super::ledger::{Check, Outcome};
 use super::protocol::{self, BODY_BYTES_MAX, Call, Refusal, Violation};
+use super::signature::Signed;
 use super::{State, lock};
 use crate::schedule::unix_ns;
 
@@ -152,7 +153,7 @@ async fn with_body(
     then: impl FnOnce(&Head, &[u8], &mut Vec<u8>) -> Ending,
 ) -> Ending {
     let (parts, incoming) = request.into_parts();
-    let head = Head { method: parts.method, path: parts.uri.path().to_owned(), headers: parts.headers };
+    let head = Head { method: parts.method, uri: parts.uri, headers: parts.headers };
     let take = || lock(&state.buffers).pop().unwrap_or_default();
     let (mut body, mut records) = (take(), take());
     body.clear();
@@ -173,7 +174,7 @@ async fn with_body(
 
 struct Head {
     method: Method,
-    path: String,
+    uri: Uri,
     headers: HeaderMap,
 }
 
@@ -209,9 +210,13 @@ fn understand<'a>(
     body: &'a [u8],
     records: &mut Vec<u8>,
 ) -> Result<Call<'a>, Refusal> {
-    protocol::check_head(&head.method, &head.path, &head.headers)?;
+    protocol::check_head(&head.method, head.uri.path(), &head.headers)?;
     if scene.state.check == Check::Full {
         protocol::check_digest(&head.headers, body)?;
+    }
+    if let Some(secret) = &scene.state.secret {
+        let request = Signed { method: &head.method, uri: &head.uri, headers: &head.headers, body };
+        protocol::check_signature(request, secret)?;
     }
     protocol::decode(body, records)
 }

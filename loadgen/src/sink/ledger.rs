@@ -161,6 +161,9 @@ const VIOLATION_SAMPLES_MAX: usize = 100;
 /// The most seconds of throughput kept: a day.
 const SECONDS_MAX: usize = 86_400;
 
+/// Points of [`Ledger::latency_curve`] for each halving of what is left above.
+const CURVE_STEPS_PER_HALVING: u32 = 5;
+
 pub(super) type Latency = Histogram<u64>;
 
 fn latency_histogram() -> Latency {
@@ -200,6 +203,8 @@ pub struct Ledger {
     other_latency: Latency,
     events_by_second: Vec<u64>,
     last_accepted: Option<Instant>,
+    /// Events accepted so far, over all streams.
+    accepted: u64,
     bit_set_words: u64,
     /// Numbers records, from 1.
     record: u64,
@@ -222,6 +227,7 @@ impl Ledger {
             other_latency: latency_histogram(),
             events_by_second: Vec::new(),
             last_accepted: None,
+            accepted: 0,
             bit_set_words: 0,
             record: 0,
         }
@@ -281,11 +287,17 @@ impl Ledger {
     fn count_second(&mut self, events: u64) {
         let now = Instant::now();
         self.last_accepted = Some(now);
+        self.accepted += events;
         let second = (now.duration_since(self.started).as_secs() as usize).min(SECONDS_MAX - 1);
         if self.events_by_second.len() <= second {
             self.events_by_second.resize(second + 1, 0);
         }
         self.events_by_second[second] += events;
+    }
+
+    /// Events accepted so far, each counted once (with `light`: all events).
+    pub fn accepted(&self) -> u64 {
+        self.accepted
     }
 
     /// When the last record was accepted.
@@ -334,16 +346,30 @@ impl Ledger {
         })
     }
 
+    /// Latencies over all streams.
+    fn latency(&self) -> Latency {
+        let mut latency = self.other_latency.clone();
+        for own in self.delivery_streams.values().filter_map(|delivery| delivery.latency.as_ref()) {
+            latency.add(own).expect("histograms of the same bounds add up");
+        }
+        latency
+    }
+
+    /// Latency by quantile, for a plot: pairs of a quantile below 1 and milliseconds, five for each halving of
+    /// what is left above.
+    pub fn latency_curve(&self) -> Vec<(f64, f64)> {
+        let latency = self.latency();
+        let steps = latency.iter_quantiles(CURVE_STEPS_PER_HALVING);
+        let point = |quantile: f64, value: u64| (quantile, value as f64 / 1e3);
+        let points = steps.map(|step| point(step.quantile_iterated_to(), step.value_iterated_to()));
+        points.filter(|(quantile, _)| *quantile < 1.0).collect()
+    }
+
     /// The books as they stand.
     pub fn totals(&self) -> Totals {
         let mut totals = Counts::default();
-        let mut latency = self.other_latency.clone();
-        for delivery in self.delivery_streams.values() {
-            totals.add(&delivery.counts);
-            if let Some(own) = &delivery.latency {
-                latency.add(own).expect("histograms of the same bounds add up");
-            }
-        }
+        let latency = self.latency();
+        self.delivery_streams.values().for_each(|delivery| totals.add(&delivery.counts));
         let streams = self.delivery_streams.iter().map(|(name, delivery)| {
             let stream = &self.streams[delivery.stream];
             (name.clone(), delivery.totals(stream))
@@ -502,6 +528,9 @@ mod tests {
         assert_eq!(totals.streams["clicks"].missing_below_highest, 5);
         assert_eq!(totals.latency_ms.count, 6);
         assert!((4.99..5.01).contains(&totals.latency_ms.p50), "{:?}", totals.latency_ms);
+        let curve = ledger.latency_curve();
+        assert!(curve.iter().all(|(at, ms)| *at < 1.0 && (4.99..5.01).contains(ms)), "{curve:?}");
+        assert_eq!(ledger.accepted(), 6);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
 use super::faults::{Garbage, RecordError};
+use super::signature::{self, Signed};
 
 /// The most records in a call.
 pub const RECORDS_MAX: usize = 500;
@@ -41,6 +42,8 @@ pub enum Violation {
     Date,
     /// `x-amz-content-sha256` is not the digest of the body.
     Digest,
+    /// The signature is not the one that this request should bear.
+    Signature,
     /// More than [`BODY_BYTES_MAX`] bytes.
     BodyTooLarge,
     /// Not the JSON of a PutRecordBatch.
@@ -69,6 +72,7 @@ impl Violation {
             Self::Authorization => "authorization",
             Self::Date => "date",
             Self::Digest => "digest",
+            Self::Signature => "signature",
             Self::BodyTooLarge => "body_too_large",
             Self::Json => "json",
             Self::Base64 => "base64",
@@ -85,7 +89,7 @@ impl Violation {
             Self::Method | Self::Target | Self::ContentType => "UnknownOperationException",
             Self::Authorization => "MissingAuthenticationTokenException",
             Self::Date => "IncompleteSignatureException",
-            Self::Digest => "InvalidSignatureException",
+            Self::Digest | Self::Signature => "InvalidSignatureException",
             Self::Json | Self::Base64 => "SerializationException",
             Self::CallTooLarge | Self::BodyTooLarge => "InvalidArgumentException",
             Self::StreamName | Self::NoRecords | Self::TooManyRecords | Self::RecordTooLarge => {
@@ -172,15 +176,20 @@ pub fn check_digest(headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
     if stated.len() != 64 || !stated.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(());
     }
-    let digest = Sha256::digest(body);
-    let hex = digest.iter().fold(String::new(), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("writing to a string cannot fail");
-        hex
-    });
+    let hex = signature::hex(&Sha256::digest(body));
     match hex.eq_ignore_ascii_case(stated) {
         true => Ok(()),
         false => Err(Refusal::new(Violation::Digest, format!("the body's SHA-256 is {hex}, not {stated}"))),
     }
+}
+
+/// Checks the signature against a secret that both sides know.
+///
+/// # Errors
+///
+/// [`Violation::Signature`].
+pub fn check_signature(request: Signed<'_>, secret: &str) -> Result<(), Refusal> {
+    request.verify(secret, "firehose").map_err(|why| Refusal::new(Violation::Signature, why))
 }
 
 #[derive(Deserialize)]

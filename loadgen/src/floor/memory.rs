@@ -1,0 +1,192 @@
+//! Stages in memory over the lines of a load, each alone, on a thread of its own whose CPU time is read from the
+//! kernel's clock of that thread.
+//!
+//! The lines are a block of at least 256 KiB, read again and again: warm in the cache, as they are in a relay that
+//! reads into few buffers.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use anyhow::Context;
+use base64_simd::{Out, STANDARD};
+use memchr::memchr_iter;
+use sha2::{Digest, Sha256};
+
+use crate::event::{Builder, Event, StreamSeed};
+use crate::send::{Load, stream_names};
+
+/// CPU of each stage, in nanoseconds an event.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stages {
+    /// Finding each line feed and copying each payload into one buffer.
+    pub scan: f64,
+    /// Base64 of the payloads, a record of up to 1,000 KiB at a time.
+    pub base64: f64,
+    /// SHA-256 of the encoded bytes.
+    pub sha256: f64,
+    /// Writing the encoded bytes to a connection over loopback whose peer discards them.
+    pub send: f64,
+}
+
+/// The least bytes of lines in the block, and the least lines.
+const BLOCK_BYTES_MIN: usize = 256 << 10;
+const BLOCK_LINES_MIN: usize = 16;
+/// What a record holds at most.
+const RECORD_BYTES: usize = 1_024_000;
+/// CPU time that one pass of a stage takes at least.
+const PASS: Duration = Duration::from_millis(50);
+const PASSES: usize = 3;
+
+/// Measures all stages on the CPU `pin`; the discarding peer is on the CPU `pin_peer`.
+///
+/// # Errors
+///
+/// A sentence if the loopback is not to be had, or the load's sizes are impossible.
+pub fn measure(load: &Load, pin: Option<usize>, pin_peer: Option<usize>) -> anyhow::Result<Stages> {
+    let block = Block::new(load)?;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("the discarding peer cannot listen")?;
+    let address = listener.local_addr().context("the discarding peer has no address")?;
+    let peer = std::thread::spawn(move || {
+        crate::pin_to(pin_peer);
+        discard(&listener)
+    });
+    let measuring = std::thread::spawn(move || {
+        crate::pin_to(pin);
+        let connection = TcpStream::connect(address).context("the discarding peer cannot be reached")?;
+        block.stages(connection)
+    });
+    let stages = measuring.join().expect("measuring does not panic");
+    if stages.is_ok() {
+        // Its connection is closed now, so it ends.
+        peer.join().expect("discarding does not panic").context("the discarding peer failed")?;
+    }
+    stages
+}
+
+fn discard(listener: &TcpListener) -> std::io::Result<()> {
+    let (mut connection, _) = listener.accept()?;
+    let mut buffer = vec![0; 256 << 10];
+    while connection.read(&mut buffer)? > 0 {}
+    Ok(())
+}
+
+/// Lines, and what becomes of them.
+struct Block {
+    lines: Vec<u8>,
+    events: usize,
+}
+
+impl Block {
+    fn new(load: &Load) -> anyhow::Result<Self> {
+        let builder = Builder::new(load.seed, load.size)?;
+        let names = stream_names(load);
+        let (mut lines, mut events) = (Vec::new(), 0);
+        while lines.len() < BLOCK_BYTES_MIN || events < BLOCK_LINES_MIN {
+            let name = &names[events % names.len()];
+            let event = Event { connection: 0, sequence: events as u64, planned_ns: 0, check: 0 };
+            lines.extend_from_slice(name.as_bytes());
+            lines.push(b' ');
+            builder.append(&mut lines, StreamSeed::new(name), events as u64, &event);
+            lines.push(b'\n');
+            events += 1;
+        }
+        Ok(Self { lines, events })
+    }
+
+    fn stages(&self, mut connection: TcpStream) -> anyhow::Result<Stages> {
+        let mut payloads = Vec::with_capacity(self.lines.len());
+        let mut encoded = vec![0; STANDARD.encoded_length(self.lines.len()) + 1024];
+        let scan = self.least(|| self.scan(&mut payloads));
+        let mut written = 0;
+        let base64 = self.least(|| written = encode(&payloads, &mut encoded));
+        let encoded = &encoded[..written];
+        let sha256 = self.least(|| hash(encoded));
+        let mut sent = Ok(());
+        let send = self.least(|| {
+            if sent.is_ok() {
+                sent = connection.write_all(encoded);
+            }
+        });
+        sent.context("the discarding peer went away")?;
+        Ok(Stages { scan, base64, sha256, send })
+    }
+
+    /// Copies each payload, its line feed included, as a relay must at least once.
+    fn scan(&self, payloads: &mut Vec<u8>) {
+        payloads.clear();
+        let mut start = 0;
+        for end in memchr_iter(b'\n', std::hint::black_box(&self.lines)) {
+            let line = &self.lines[start..=end];
+            // A name is short: where it ends is found by looking at its bytes.
+            let space = line.iter().position(|byte| *byte == b' ').expect("a line built here has a space");
+            payloads.extend_from_slice(&line[space + 1..]);
+            start = end + 1;
+        }
+    }
+
+    /// The least of some passes, in nanoseconds of CPU an event.
+    fn least(&self, mut stage: impl FnMut()) -> f64 {
+        let mut pass = || {
+            let start = thread_cpu();
+            let mut rounds = 0;
+            while thread_cpu() - start < PASS {
+                stage();
+                rounds += 1;
+            }
+            (thread_cpu() - start).as_nanos() as f64 / (rounds * self.events) as f64
+        };
+        (0..PASSES).map(|_| pass()).fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// Encodes record by record; how many bytes were written.
+fn encode(payloads: &[u8], out: &mut [u8]) -> usize {
+    let mut at = 0;
+    for record in std::hint::black_box(payloads).chunks(RECORD_BYTES) {
+        at += STANDARD.encode(record, Out::from_slice(&mut out[at..])).len();
+    }
+    at
+}
+
+fn hash(encoded: &[u8]) {
+    std::hint::black_box(Sha256::digest(std::hint::black_box(encoded)));
+}
+
+/// CPU time of this thread.
+fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Sizes;
+
+    fn block(size: usize) -> Block {
+        let builder = Builder::new(1, Sizes { min: size, max: size }).unwrap();
+        let mut lines = Vec::new();
+        for sequence in 0..4 {
+            lines.extend_from_slice(b"clicks ");
+            let event = Event { connection: 0, sequence, planned_ns: 0, check: 0 };
+            builder.append(&mut lines, StreamSeed::new("clicks"), sequence, &event);
+            lines.push(b'\n');
+        }
+        Block { lines, events: 4 }
+    }
+
+    #[test]
+    fn the_scan_keeps_payloads_with_their_line_feeds() {
+        let mut payloads = Vec::new();
+        block(100).scan(&mut payloads);
+        assert_eq!(payloads.len(), 4 * 101);
+        assert!(payloads.split_inclusive(|byte| *byte == b'\n').all(|line| line.starts_with(b"{\"e\"")));
+    }
+
+    #[test]
+    fn records_are_encoded_one_by_one() {
+        let mut out = vec![0; 16 << 20];
+        assert_eq!(encode(&vec![7; RECORD_BYTES + 1], &mut out), RECORD_BYTES.div_ceil(3) * 4 + 4);
+    }
+}
