@@ -182,9 +182,9 @@ impl Shard {
             self.intake.counters().busy_nanoseconds.add(u64::try_from(busy.as_nanos()).unwrap_or(0));
             let timeout = self.timeout(Instant::now());
             let reaped = self.driver.wait(timeout, self.pause, &mut self.intake)?;
-            woke = Instant::now();
+            woke = self.intake.now();
             self.pause = pause_after(reaped);
-            self.intake.turn(woke);
+            self.intake.turn();
             self.obey();
             self.intake.apply(&mut self.driver);
             if self.phase == Phase::Stop {

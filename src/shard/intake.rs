@@ -158,10 +158,9 @@ impl Intake {
     }
 
     /// Everything that is done once after each wait: seal what is due, let blocked connections go on.
-    pub(super) fn turn(&mut self, now: Instant) {
-        self.now = now;
+    pub(super) fn turn(&mut self) {
         let mut due = Vec::new();
-        self.wheel.take_due(now, |index| due.push(index));
+        self.wheel.take_due(self.now, |index| due.push(index));
         for index in due {
             self.seal(index);
         }
@@ -482,6 +481,10 @@ impl Intake {
 }
 
 impl Handler for Intake {
+    fn woke(&mut self) {
+        self.now = Instant::now();
+    }
+
     fn opened(&mut self, key: Key, listener: usize) {
         let index = key as usize;
         if self.peers.len() <= index {
@@ -503,7 +506,7 @@ impl Handler for Intake {
             listener,
             reading: Reading::Full,
             charged: 0,
-            last_data: Instant::now(),
+            last_data: self.now,
             blocked_on: None,
             has_sent: false,
             ended: false,
