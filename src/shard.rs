@@ -19,6 +19,8 @@ use crate::net::{Driver, DriverKind, Reaped};
 use crate::queue::{Handoff, Returns};
 use crate::stream::Registry;
 
+#[doc(hidden)]
+pub mod bare;
 mod intake;
 mod reading;
 
