@@ -15,7 +15,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{
@@ -137,6 +137,7 @@ struct Counter<H> {
 }
 
 impl<H: FnMut(&[u8])> Handler for Counter<H> {
+    fn woke(&mut self, _: Instant) {}
     fn opened(&mut self, _: Key, _: usize) {}
 
     fn data(&mut self, _: Key, bytes: &[u8]) {

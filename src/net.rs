@@ -48,8 +48,8 @@ pub enum End {
 
 /// What a driver tells its shard. Nothing may be done to the driver meanwhile; the shard does it afterwards.
 pub trait Handler {
-    /// The wait is over; what it brought comes next. The one moment to look at a clock.
-    fn woke(&mut self);
+    /// The wait is over; what it brought comes next. The one look at a clock until the next wait.
+    fn woke(&mut self, now: Instant);
     /// A connection was accepted; it is read from now on.
     fn opened(&mut self, key: Key, listener: usize);
     /// Bytes were read. They may come after the connection was paused: what had been read already.

@@ -95,7 +95,7 @@ impl Epoll {
         if self.handled == self.events.len() {
             self.wait_for_events(timeout, pause)?;
         }
-        handler.woke();
+        handler.woke(Instant::now());
         let mut reaped = Reaped::default();
         while self.handled < self.events.len() && reaped.bytes < self.round_bytes {
             let epoll::Event { data, flags } = self.events[self.handled];

@@ -143,7 +143,7 @@ impl Uring {
             super::pause_before_reaping(pause);
             self.enter(0, None)?;
         }
-        handler.woke();
+        handler.woke(Instant::now());
         let mut completions = std::mem::take(&mut self.completions);
         completions
             .extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result(), entry.flags())));

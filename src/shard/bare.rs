@@ -30,7 +30,8 @@ impl Bare {
     /// Does what is done once after each wait: seals what is due at `now`, hears of outcomes. What the driver would
     /// be told is kept and never done, so a stream must not come to its cap.
     pub fn turn(&mut self, now: Instant) {
-        self.0.turn(now);
+        self.0.woke(now);
+        self.0.turn();
     }
 
     /// Seals whatever is open.

@@ -481,8 +481,8 @@ impl Intake {
 }
 
 impl Handler for Intake {
-    fn woke(&mut self) {
-        self.now = Instant::now();
+    fn woke(&mut self, now: Instant) {
+        self.now = now;
     }
 
     fn opened(&mut self, key: Key, listener: usize) {
