@@ -20,14 +20,14 @@ use standpipe::stream::Registry;
 pub mod thread;
 pub mod traffic;
 
-/// The relay's own: what the memory of a body costs is part of what is measured. Freed pages are kept, so that no
-/// run depends on when the allocator's clock gives them back.
+/// The relay's own: what the memory of a body costs is part of what is measured. Freed pages are kept and nothing is
+/// done in the background, so that no run depends on the allocator's clock.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[allow(unsafe_code, reason = "the allocator reads its options from this symbol")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
-static ALLOCATOR_OPTIONS: &[u8; 45] = b"narenas:2,dirty_decay_ms:-1,muzzy_decay_ms:0\0";
+static ALLOCATOR_OPTIONS: &[u8; 52] = b"narenas:2,dirty_decay_ms:-1,background_thread:false\0";
 
 /// Sizes of payloads, in bytes, their LF included.
 pub const SIZES: [usize; 4] = [64, 250, 1000, 16_000];
