@@ -106,6 +106,8 @@ struct LaneEntry {
     /// How far the line has come, in bytes served: a stream that comes back does not catch up.
     served: u64,
     has_timer: bool,
+    /// Whether it is about to be looked at, or stands among the starved.
+    is_awake: bool,
     last_error: Option<String>,
     logged_at: Option<Instant>,
 }
@@ -138,8 +140,11 @@ pub struct Delivery {
     timers: BinaryHeap<Reverse<(Instant, Timer)>>,
     /// Lanes that may be able to start a call.
     runnable: VecDeque<usize>,
-    /// Lanes that wait for a call of any lane to end.
-    starved: Vec<usize>,
+    /// Lanes that wait for a call of any lane to end, in the order in which they came.
+    starved: VecDeque<usize>,
+    /// Failing lanes that wait for a call of a failing lane to end.
+    starved_failing: VecDeque<usize>,
+    lanes_free: Vec<usize>,
     in_flight: usize,
     failing_in_flight: usize,
     /// When the calls in flight got their oldest events, by stream.
@@ -164,7 +169,9 @@ impl Delivery {
             lane_of: HashMap::default(),
             timers: BinaryHeap::new(),
             runnable: VecDeque::new(),
-            starved: Vec::new(),
+            starved: VecDeque::new(),
+            starved_failing: VecDeque::new(),
+            lanes_free: Vec::new(),
             in_flight: 0,
             failing_in_flight: 0,
             flying: HashMap::default(),
@@ -214,6 +221,7 @@ impl Delivery {
             self.finish(ended);
         }
         self.fire_timers(now);
+        self.wake_starved();
         while let Some(lane) = self.runnable.pop_front() {
             self.run_lane(lane, now);
         }
@@ -268,14 +276,14 @@ impl Delivery {
             line: BinaryHeap::new(),
             served: 0,
             has_timer: false,
+            is_awake: false,
             last_error: None,
             logged_at: None,
         };
-        let free = self.lanes.iter().position(Option::is_none);
-        let index = free.unwrap_or(self.lanes.len());
-        if index == self.lanes.len() {
+        let index = self.lanes_free.pop().unwrap_or_else(|| {
             self.lanes.push(None);
-        }
+            self.lanes.len() - 1
+        });
         self.lanes[index] = Some(entry);
         self.lane_of.insert(Arc::clone(delivery_stream), index);
         index
@@ -298,7 +306,9 @@ impl Delivery {
                     link.is_waiting = true;
                     link.served = link.served.max(entry.served);
                     entry.line.push(Reverse((link.served, stream)));
-                    self.runnable.push_back(link.lane);
+                    if !std::mem::replace(&mut entry.is_awake, true) {
+                        self.runnable.push_back(link.lane);
+                    }
                 }
             }
         }
@@ -315,43 +325,68 @@ impl Delivery {
                 Timer::Lane(lane) => {
                     if let Some(entry) = self.lanes[lane].as_mut() {
                         entry.has_timer = false;
-                        self.runnable.push_back(lane);
                     }
+                    self.wake(lane);
                 }
             }
         }
     }
 
-    /// Starts as many calls of a lane as it may have.
-    fn run_lane(&mut self, index: usize, now: Instant) {
-        loop {
-            let limits = self.limits;
-            let calls_max = self.parts.config.max_calls;
-            let Some(entry) = self.lanes[index].as_mut() else { return };
-            if entry.line.is_empty() {
-                return;
-            }
-            let failing = entry.policy.is_failing();
-            match entry.policy.readiness(now, &limits) {
-                Readiness::Busy => return,
-                Readiness::At(at) => {
-                    if !std::mem::replace(&mut entry.has_timer, true) {
-                        self.timers.push(Reverse((at, Timer::Lane(index))));
-                    }
-                    return;
-                }
-                Readiness::Now => (),
-            }
-            let starved =
-                self.in_flight >= calls_max || (failing && self.failing_in_flight >= calls_max.div_ceil(2));
-            if starved {
-                self.starved.push(index);
-                return;
-            }
-            if let Some((piece, place)) = self.next_call(index, now) {
-                self.start(index, piece, place, now);
-            }
+    /// Has a lane looked at in this step, once.
+    fn wake(&mut self, index: usize) {
+        if let Some(entry) = self.lanes[index].as_mut()
+            && !std::mem::replace(&mut entry.is_awake, true)
+        {
+            self.runnable.push_back(index);
         }
+    }
+
+    /// Gives places that have become free to the lanes that have waited longest for one.
+    fn wake_starved(&mut self) {
+        let free = self.calls_max().saturating_sub(self.in_flight).min(self.starved.len());
+        self.runnable.extend(self.starved.drain(..free));
+        let free =
+            self.failing_calls_max().saturating_sub(self.failing_in_flight).min(self.starved_failing.len());
+        self.runnable.extend(self.starved_failing.drain(..free));
+    }
+
+    fn calls_max(&self) -> usize {
+        self.parts.config.max_calls
+    }
+
+    fn failing_calls_max(&self) -> usize {
+        self.calls_max().div_ceil(2)
+    }
+
+    /// Starts a call of a lane if it may have one. Others have their turn before it is looked at again.
+    fn run_lane(&mut self, index: usize, now: Instant) {
+        let (limits, full) = (self.limits, self.in_flight >= self.calls_max());
+        let failing_full = self.failing_in_flight >= self.failing_calls_max();
+        let Some(entry) = self.lanes[index].as_mut() else { return };
+        entry.is_awake = false;
+        if entry.line.is_empty() {
+            return;
+        }
+        match entry.policy.readiness(now, &limits) {
+            Readiness::Busy => return,
+            Readiness::At(at) => {
+                if !std::mem::replace(&mut entry.has_timer, true) {
+                    self.timers.push(Reverse((at, Timer::Lane(index))));
+                }
+                return;
+            }
+            Readiness::Now => (),
+        }
+        if full || (failing_full && entry.policy.is_failing()) {
+            entry.is_awake = true;
+            let starved = if full { &mut self.starved } else { &mut self.starved_failing };
+            starved.push_back(index);
+            return;
+        }
+        if let Some((piece, place)) = self.next_call(index, now) {
+            self.start(index, piece, place, now);
+        }
+        self.wake(index);
     }
 
     /// The next call of the least served stream in a lane's line.
@@ -409,8 +444,7 @@ impl Delivery {
         let Ended { lane, piece, outcome, started, was_failing } = ended;
         self.in_flight -= 1;
         self.failing_in_flight -= usize::from(was_failing);
-        self.runnable.extend(self.starved.drain(..));
-        self.runnable.push_back(lane);
+        self.wake(lane);
         self.parts.metrics.call_duration.observe(now - started);
         let stream = Arc::clone(piece.stream());
         stream.label.leave(piece.events(), Place::InFlight);
@@ -487,11 +521,11 @@ impl Delivery {
         let now = Instant::now();
         self.draining = true;
         self.drained = Some(done);
-        for (index, entry) in self.lanes.iter_mut().enumerate() {
-            if let Some(entry) = entry {
+        for index in 0..self.lanes.len() {
+            if let Some(entry) = self.lanes[index].as_mut() {
                 entry.policy.cut_wait_short();
-                self.runnable.push_back(index);
             }
+            self.wake(index);
         }
         let streams: Vec<u64> = self.streams.keys().copied().collect();
         streams.into_iter().for_each(|stream| self.offer(stream, now));
@@ -533,13 +567,16 @@ impl Delivery {
         for id in gone {
             let Some(queue) = self.streams.remove(&id) else { continue };
             for link in queue.links {
-                let entry = self.lane(link.lane);
-                entry.streams.retain(|stream| *stream != id);
-                if entry.streams.is_empty() && entry.policy.in_flight() == 0 && !entry.has_timer {
-                    let name = Arc::clone(&entry.delivery_stream);
-                    self.lane_of.remove(&name);
-                    self.lanes[link.lane] = None;
-                }
+                self.lane(link.lane).streams.retain(|stream| *stream != id);
+            }
+        }
+        let unused = |entry: &LaneEntry| {
+            entry.streams.is_empty() && entry.policy.in_flight() == 0 && !entry.has_timer && !entry.is_awake
+        };
+        for index in 0..self.lanes.len() {
+            if let Some(entry) = self.lanes[index].take_if(|entry| unused(entry)) {
+                self.lane_of.remove(&entry.delivery_stream);
+                self.lanes_free.push(index);
             }
         }
     }
