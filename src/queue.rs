@@ -47,8 +47,6 @@ pub struct Returns {
     settled: SegQueue<Settled>,
     /// The shard's bell.
     pub bell: Bell,
-    /// Whether the shard wants to be woken for an outcome; else it looks when it next wakes.
-    wanted: AtomicBool,
 }
 
 impl Returns {
@@ -57,25 +55,17 @@ impl Returns {
     /// # Errors
     /// Where the system gives no event descriptor.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { settled: SegQueue::new(), bell: Bell::new()?, wanted: AtomicBool::new(false) })
+        Ok(Self { settled: SegQueue::new(), bell: Bell::new()? })
     }
 
-    /// Tells the shard what became of one of its batches.
+    /// Tells the shard what became of one of its batches. It looks when it next wakes.
     pub fn push(&self, settled: Settled) {
         self.settled.push(settled);
-        if self.wanted.load(Ordering::Acquire) {
-            self.bell.ring();
-        }
     }
 
     /// The next outcome, if there is one.
     pub fn pop(&self) -> Option<Settled> {
         self.settled.pop()
-    }
-
-    /// From now on every outcome rings the bell.
-    pub fn want(&self) {
-        self.wanted.store(true, Ordering::Release);
     }
 }
 
