@@ -10,7 +10,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group};
@@ -168,12 +167,13 @@ fn call(criterion: &mut Criterion) {
         });
         let name = format!("{size}B {label}, {} records", ready.records);
         group.bench_function(BenchmarkId::new("floor: hash + send", &name), |bencher| {
-            bencher
-                .iter_custom(|rounds| cpu_of(rounds, || send_plainly(&mut socket, &ready.body, &mut answer)));
+            bencher.iter_custom(|rounds| {
+                support::cpu_of(rounds, || send_plainly(&mut socket, &ready.body, &mut answer))
+            });
         });
         group.bench_function(BenchmarkId::new("firehose", &name), |bencher| {
             bencher.iter_custom(|rounds| {
-                cpu_of(rounds, || {
+                support::cpu_of(rounds, || {
                     let (body, records) = (ready.body.clone(), ready.records);
                     let call = Call { delivery_stream: DELIVERY_STREAM.into(), body, records };
                     assert_eq!(runtime.block_on(firehose.call(call)), Outcome::Accepted);
@@ -182,12 +182,6 @@ fn call(criterion: &mut Criterion) {
         });
     }
     group.finish();
-}
-
-fn cpu_of(rounds: u64, mut once: impl FnMut()) -> Duration {
-    let before = support::thread_cpu();
-    (0..rounds).for_each(|_| once());
-    support::thread_cpu() - before
 }
 
 /// What the SDK's standard chain would otherwise look for on this host.

@@ -1,4 +1,5 @@
-//! Cutting frames out of what a connection sent: `Connection::feed` with `frame::parse`, over bytes in memory.
+//! Cutting frames out of what a connection sent: `Connection::feed` with `frame::parse`, over bytes in memory, in CPU
+//! time.
 //!
 //! The floor is `memchr_iter('\n')` over the same bytes: whoever wants lines has to look at every octet once, and
 //! nothing known looks faster. What lies above it is the search for the space, the checks, and what a call costs
@@ -31,10 +32,10 @@ fn frames(criterion: &mut Criterion) {
         let bytes = &traffic.bytes[..];
         assert_eq!((parse(bytes), look(bytes)), (traffic.payload_bytes, traffic.events as usize));
         group.bench_function(BenchmarkId::new("floor: memchr", size), |bencher| {
-            bencher.iter(|| look(black_box(bytes)));
+            bencher.iter_custom(|rounds| support::cpu_of(rounds, || look(black_box(bytes))));
         });
         group.bench_function(BenchmarkId::new("parse", size), |bencher| {
-            bencher.iter(|| parse(black_box(bytes)));
+            bencher.iter_custom(|rounds| support::cpu_of(rounds, || parse(black_box(bytes))));
         });
     }
     group.finish();

@@ -1,4 +1,4 @@
-//! Append and seal.
+//! Append and seal, in CPU time.
 //!
 //! `encoder` is packing alone: payloads appended to the body of a PutRecordBatch call until it is full. Its floors
 //! are a copy of the same payloads, since they must leave the receive buffer, and one bulk `base64-simd` of the
@@ -50,11 +50,13 @@ fn encoder(criterion: &mut Criterion) {
         });
         let mut copy = Vec::with_capacity(CALL_BYTES_MAX);
         group.bench_function(BenchmarkId::new("floor: memcpy", size), |bencher| {
-            bencher.iter(|| copy_all(black_box(&payloads), &mut copy));
+            bencher
+                .iter_custom(|rounds| support::cpu_of(rounds, || copy_all(black_box(&payloads), &mut copy)));
         });
         let mut base64 = Vec::with_capacity(encode::body_bytes_max(CALL_BYTES_MAX));
         group.bench_function(BenchmarkId::new("floor: base64", size), |bencher| {
-            bencher.iter(|| encode_bulk(black_box(&copy), &mut base64));
+            bencher
+                .iter_custom(|rounds| support::cpu_of(rounds, || encode_bulk(black_box(&copy), &mut base64)));
         });
         group.bench_function(BenchmarkId::new("append and seal", size), |bencher| {
             bencher.iter_custom(|rounds| append_all(&payloads, rounds));
@@ -79,14 +81,14 @@ fn append_all(payloads: &[&[u8]], rounds: u64) -> Duration {
     for _ in 0..rounds {
         let mut encoder = Encoder::new(FULL, CALL_BYTES_MAX);
         encoder.reserve(encode::body_bytes_max(CALL_BYTES_MAX));
-        let start = Instant::now();
+        let start = support::thread_cpu();
         for payload in payloads {
             assert!(encoder.fits(payload.len()), "the payloads fill one body");
             encoder.grow_for(payload.len());
             encoder.push(payload);
         }
         black_box(encoder.finish());
-        spent += start.elapsed();
+        spent += support::thread_cpu() - start;
     }
     spent
 }
@@ -118,10 +120,13 @@ fn intake_of(
     let encoded = round(&mut shard, &shared, traffic);
     let (mut copy, mut base64) = (Vec::new(), Vec::new());
     group.bench_function(BenchmarkId::new("floor: memchr + memcpy + base64", name), |bencher| {
-        bencher.iter(|| floor(black_box(traffic), encoded, &mut copy, &mut base64));
+        bencher.iter_custom(|rounds| {
+            support::cpu_of(rounds, || floor(black_box(traffic), encoded, &mut copy, &mut base64))
+        });
     });
     group.bench_function(BenchmarkId::new("append and seal", name), |bencher| {
-        bencher.iter(|| round(&mut shard, &shared, black_box(traffic)));
+        bencher
+            .iter_custom(|rounds| support::cpu_of(rounds, || round(&mut shard, &shared, black_box(traffic))));
     });
 }
 

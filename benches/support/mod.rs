@@ -70,9 +70,14 @@ pub fn thread_cpu() -> Duration {
     duration(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime))
 }
 
-/// The CPU time that this process has used, all threads together.
-pub fn process_cpu() -> Duration {
-    duration(rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime))
+/// The CPU time that the calling thread uses for `rounds` times `once`: unlike the clock on the wall it does not
+/// count what others do on this CPU meanwhile.
+pub fn cpu_of<R>(rounds: u64, mut once: impl FnMut() -> R) -> Duration {
+    let before = thread_cpu();
+    for _ in 0..rounds {
+        std::hint::black_box(once());
+    }
+    thread_cpu() - before
 }
 
 fn duration(time: rustix::time::Timespec) -> Duration {
