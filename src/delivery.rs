@@ -412,8 +412,8 @@ impl Delivery {
 
     fn start(&mut self, index: usize, mut piece: Piece, place: Place, now: Instant) {
         let (events, stream) = (piece.events(), Arc::clone(piece.stream()));
-        stream.label.leave(events, place);
         stream.label.enter(events, Place::InFlight);
+        stream.label.leave(events, place);
         if std::mem::take(&mut piece.is_unknown) {
             stream.label.resent_after_unknown(events);
         }
@@ -447,9 +447,10 @@ impl Delivery {
         self.wake(lane);
         self.parts.metrics.call_duration.observe(now - started);
         let stream = Arc::clone(piece.stream());
-        stream.label.leave(piece.events(), Place::InFlight);
+        let events = piece.events();
         self.land(&stream, &piece);
         let verdict = self.judge(lane, piece, outcome, now);
+        stream.label.leave(events, Place::InFlight);
         let (limits, fraction) = (self.limits_now(), fastrand::f64());
         let policy = &mut self.lane(lane).policy;
         let before = policy.state();

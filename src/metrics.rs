@@ -6,7 +6,10 @@
 //! and `held` is the sum of its places, never a difference.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -107,13 +110,13 @@ impl Cell {
     /// Adds `n`. Only the cell's one writer may call this.
     #[inline]
     pub fn add(&self, n: u64) {
-        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Release);
     }
 
     /// Takes `n` away. Only the cell's one writer may call this.
     #[inline]
     pub fn sub(&self, n: u64) {
-        self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
+        self.0.store(self.0.load(Relaxed).wrapping_sub(n), Release);
     }
 
     /// Sets the value. Only the cell's one writer may call this.
@@ -124,7 +127,7 @@ impl Cell {
 
     /// The value, perhaps a moment old.
     pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
+        self.0.load(Acquire)
     }
 }
 
@@ -175,24 +178,24 @@ impl Label {
 
     /// Events delivered, with the raw bytes and the billed bytes of their record.
     pub fn delivered(&self, events: u64, payload_bytes: u64, billed_bytes: u64) {
-        self.delivered.fetch_add(events, Relaxed);
+        self.delivered.fetch_add(events, AcqRel);
         self.payload_bytes.fetch_add(payload_bytes, Relaxed);
         self.billed_bytes.fetch_add(billed_bytes, Relaxed);
     }
 
     /// Events dropped.
     pub fn dropped(&self, events: u64, reason: Drop) {
-        self.dropped[reason as usize].fetch_add(events, Relaxed);
+        self.dropped[reason as usize].fetch_add(events, AcqRel);
     }
 
     /// Events that came to a place.
     pub fn enter(&self, events: u64, place: Place) {
-        self.held[place as usize].fetch_add(events, Relaxed);
+        self.held[place as usize].fetch_add(events, AcqRel);
     }
 
     /// Events that left a place.
     pub fn leave(&self, events: u64, place: Place) {
-        self.held[place as usize].fetch_sub(events, Relaxed);
+        self.held[place as usize].fetch_sub(events, AcqRel);
     }
 
     /// Events that are sent again although they may have been accepted.
@@ -200,19 +203,26 @@ impl Label {
         self.duplicates.fetch_add(events, Relaxed);
     }
 
-    /// The figures of the identity, read one by one.
+    /// The figures of the identity. They are read one by one, in the order in which an event passes, and an event
+    /// enters its next place before it leaves the last: one on its way may be seen twice, but is never missed.
     pub fn totals(&self) -> Totals {
-        let held = |place: Place| self.held[place as usize].load(Relaxed);
+        let held = |place: Place| self.held[place as usize].load(Acquire);
+        let received = self.shards.iter().map(|cell| cell.received.get()).sum();
+        let open = self.shards.iter().map(|cell| cell.open.get()).sum();
+        let queued = held(Place::Queued);
+        // Calls fail and are tried again, so these two are a circle: it is looked at from both sides.
+        let (before, retry, after) = (held(Place::InFlight), held(Place::Retry), held(Place::InFlight));
+        let in_flight = before.max(after);
         Totals {
             stream: self.name.clone(),
-            received: self.shards.iter().map(|cell| cell.received.get()).sum(),
+            received,
             recovered: 0,
-            delivered: self.delivered.load(Relaxed),
-            dropped: Drop::ALL.map(|reason| self.dropped[reason as usize].load(Relaxed)),
-            open: self.shards.iter().map(|cell| cell.open.get()).sum(),
-            queued: held(Place::Queued),
-            in_flight: held(Place::InFlight),
-            retry: held(Place::Retry),
+            open,
+            queued,
+            in_flight,
+            retry,
+            delivered: self.delivered.load(Acquire),
+            dropped: Drop::ALL.map(|reason| self.dropped[reason as usize].load(Acquire)),
         }
     }
 }

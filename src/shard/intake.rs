@@ -355,8 +355,8 @@ impl Intake {
             match local.buffer.append(payload, self.now, &self.shared.memory) {
                 Append::Done => {
                     let cell = local.cell(self.shard);
-                    cell.received.add(1);
                     cell.open.add(1);
+                    cell.received.add(1);
                     if was_empty {
                         self.opened_buffer(index);
                     }
@@ -395,8 +395,8 @@ impl Intake {
                 return Taken::Blocked;
             }
         };
-        local.cell(self.shard).received.add(1);
         local.stream.label.dropped(1, reason);
+        local.cell(self.shard).received.add(1);
         if self.dropped_at.is_none_or(|at| self.now - at >= LOG_INTERVAL) {
             self.dropped_at = Some(self.now);
             let (name, reason) = (&local.stream.name, reason.label());
