@@ -56,6 +56,8 @@ pub struct Buffer {
     charge: Charge,
     /// Capacity of the last body that was encoded here: the next one likely grows to the same size.
     last_capacity: usize,
+    /// Bytes of lines that the last buffer came to, for the same reason: growing by doubling copies them all.
+    last_lines: usize,
 }
 
 impl Buffer {
@@ -70,6 +72,7 @@ impl Buffer {
             oldest: None,
             charge: Charge::none(memory, &stream.account),
             last_capacity: 0,
+            last_lines: 0,
         }
     }
 
@@ -143,7 +146,9 @@ impl Buffer {
         if encodes && wanted > bound && !self.is_empty() {
             return self.start_encoding(memory);
         }
-        let capacity = wanted.max((2 * self.lines.capacity()).min(bound)).max(LINES_BYTES_MIN);
+        let likely = if self.is_empty() && !memory.is_above_half() { self.last_lines } else { 0 };
+        let doubled = (2 * self.lines.capacity()).max(likely).min(bound);
+        let capacity = wanted.max(doubled).max(LINES_BYTES_MIN);
         let beside = if self.lines.capacity() == 0 { BATCH_BYTES } else { 0 };
         if !self.charge.try_add((capacity - self.lines.capacity()) as u64 + beside) {
             return Append::Full;
@@ -169,6 +174,7 @@ impl Buffer {
             self.charge.set(self.lines.capacity() as u64 + BATCH_BYTES);
             return Append::SealFirst;
         }
+        self.last_lines = LINES_BYTES_MAX;
         self.lines = Vec::new();
         self.lines_events = 0;
         self.charge.set(encoder.capacity() as u64 + BATCH_BYTES);
@@ -186,7 +192,10 @@ impl Buffer {
                 self.last_capacity = json.capacity();
                 Body::Records { json, records }
             }
-            None => Body::Lines(std::mem::take(&mut self.lines)),
+            None => {
+                self.last_lines = self.lines.len();
+                Body::Lines(std::mem::take(&mut self.lines))
+            }
         };
         self.lines_events = 0;
         let ticket = Arc::new(Ticket::new(id, Arc::clone(&self.stream), events, oldest, now));
