@@ -45,7 +45,7 @@ impl Connection {
     /// Takes the next bytes and offers every line that is whole. While blocked it only keeps them.
     pub fn feed(&mut self, mut data: &[u8], offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
         if self.blocked {
-            self.kept.extend_from_slice(data);
+            self.keep(data);
             return Taken::Blocked;
         }
         if self.skipping {
@@ -57,7 +57,7 @@ impl Connection {
             let Some(end) = memchr(b'\n', data) else { return self.keep_half(data, offer) };
             let (head, rest) = data.split_at(end + 1);
             if self.finish_line(head, offer) == Taken::Blocked {
-                self.kept.extend_from_slice(rest);
+                self.keep(rest);
                 return self.block();
             }
             data = rest;
@@ -99,7 +99,7 @@ impl Connection {
             let line = &data[start..=end];
             let cut = if line.len() > self.line_bytes_max { Cut::TooLong } else { Cut::Line(line) };
             if offer(cut) == Taken::Blocked {
-                self.kept.extend_from_slice(&data[start..]);
+                self.keep(&data[start..]);
                 return self.block();
             }
             start = end + 1;
@@ -128,8 +128,18 @@ impl Connection {
             self.skipping = true;
             return offer(Cut::TooLong);
         }
-        self.kept.extend_from_slice(half);
+        self.keep(half);
         Taken::Yes
+    }
+
+    /// Grows by a quarter rather than by doubling: what is kept is charged by its capacity, and many connections
+    /// may keep much.
+    fn keep(&mut self, bytes: &[u8]) {
+        let needed = self.kept.len() + bytes.len();
+        if needed > self.kept.capacity() {
+            self.kept.reserve_exact(bytes.len() + needed / 4);
+        }
+        self.kept.extend_from_slice(bytes);
     }
 
     fn block(&mut self) -> Taken {

@@ -41,7 +41,7 @@ pub enum PartialPressure {
     None,
     /// The share is spent: only small connections and one elected holder a shard are read.
     Spent,
-    /// One and a half times the share is used: only the elected holder is read.
+    /// Twice the share is used: only the elected holder is read.
     Exceeded,
 }
 
@@ -129,7 +129,7 @@ impl Memory {
     /// three quarters of the share.
     pub fn partial_pressure(&self, now: PartialPressure) -> PartialPressure {
         let used = self.partial();
-        if used > self.partial_max / 2 * 3 {
+        if used > 2 * self.partial_max {
             PartialPressure::Exceeded
         } else if used > self.partial_max || (now > PartialPressure::None && used > self.partial_max / 4 * 3)
         {
@@ -272,9 +272,9 @@ mod tests {
         let none = PartialPressure::None;
         memory.move_partial(0, plan.partial + 1);
         assert_eq!(memory.partial_pressure(none), PartialPressure::Spent);
-        memory.move_partial(0, plan.partial / 2);
+        memory.move_partial(0, plan.partial);
         assert_eq!(memory.partial_pressure(none), PartialPressure::Exceeded);
-        memory.move_partial(plan.partial / 2 + plan.partial / 8, 0);
+        memory.move_partial(plan.partial + plan.partial / 8, 0);
         assert_eq!(memory.partial_pressure(PartialPressure::Spent), PartialPressure::Spent);
         assert_eq!(memory.partial_pressure(none), none);
     }
