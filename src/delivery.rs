@@ -147,8 +147,6 @@ pub struct Delivery {
     lanes_free: Vec<usize>,
     in_flight: usize,
     failing_in_flight: usize,
-    /// When the calls in flight got their oldest events, by stream.
-    flying: HashMap<u64, Vec<Instant>, foldhash::fast::RandomState>,
     ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
     released: bool,
     drained: Option<oneshot::Sender<()>>,
@@ -174,7 +172,6 @@ impl Delivery {
             lanes_free: Vec::new(),
             in_flight: 0,
             failing_in_flight: 0,
-            flying: HashMap::default(),
             // Bounded by the calls in flight.
             ended: mpsc::unbounded_channel(),
             released: false,
@@ -425,9 +422,8 @@ impl Delivery {
         self.in_flight += 1;
         self.failing_in_flight += usize::from(was_failing);
         if let Some(queue) = self.streams.get_mut(&stream.id) {
-            queue.in_flight += 1;
+            queue.in_flight.push(piece.oldest());
         }
-        self.flying.entry(stream.id).or_default().push(piece.oldest());
         let body = piece.close(encoding, &delivery_stream);
         let call = Call { delivery_stream, body, records: piece.records().len() };
         let (destination, ended) = (Arc::clone(&self.parts.destination), self.ended.0.clone());
@@ -460,17 +456,11 @@ impl Delivery {
         self.offer(stream.id, now);
     }
 
+    /// A call's piece is back.
     fn land(&mut self, stream: &Stream, piece: &Piece) {
-        if let Some(queue) = self.streams.get_mut(&stream.id) {
-            queue.in_flight -= 1;
-        }
-        if let Some(flying) = self.flying.get_mut(&stream.id) {
-            if let Some(place) = flying.iter().position(|oldest| *oldest == piece.oldest()) {
-                flying.swap_remove(place);
-            }
-            if flying.is_empty() {
-                self.flying.remove(&stream.id);
-            }
+        let Some(queue) = self.streams.get_mut(&stream.id) else { return };
+        if let Some(place) = queue.in_flight.iter().position(|oldest| *oldest == piece.oldest()) {
+            queue.in_flight.swap_remove(place);
         }
     }
 
@@ -550,7 +540,7 @@ impl Delivery {
             }
             // Calls in flight are cut by the end of the process: nobody will know what became of them.
             let totals = label.totals();
-            if queue.in_flight > 0 {
+            if !queue.in_flight.is_empty() {
                 label.leave(totals.in_flight, Place::InFlight);
                 label.dropped(totals.in_flight, Drop::DrainDeadline);
             }
@@ -560,7 +550,7 @@ impl Delivery {
     fn sweep(&mut self, now: Instant) {
         let idle = |queue: &StreamQueue| {
             queue.is_empty()
-                && queue.in_flight == 0
+                && queue.in_flight.is_empty()
                 && now.saturating_duration_since(queue.used_at) > IDLE_STREAM
         };
         let gone: Vec<u64> =
@@ -590,9 +580,8 @@ impl Delivery {
             last_error: entry.last_error.clone(),
         };
         let mut oldest: HashMap<String, Duration> = HashMap::new();
-        for (id, queue) in &self.streams {
-            let flying = self.flying.get(id).and_then(|all| all.iter().min().copied());
-            if let Some(at) = queue.oldest().into_iter().chain(flying).min() {
+        for queue in self.streams.values() {
+            if let Some(at) = queue.oldest() {
                 let age = now.saturating_duration_since(at);
                 let label = queue.stream.label.name().to_owned();
                 oldest.entry(label).and_modify(|known| *known = age.max(*known)).or_insert(age);

@@ -31,8 +31,8 @@ pub struct StreamQueue {
     pub stream: Arc<Stream>,
     /// Its lanes, at least one.
     pub links: Vec<LaneLink>,
-    /// Calls of this stream in flight.
-    pub in_flight: usize,
+    /// When the oldest event of each call in flight was received.
+    pub in_flight: Vec<Instant>,
     /// When it last held anything, for the sweep.
     pub used_at: Instant,
     pieces: VecDeque<Piece>,
@@ -46,7 +46,7 @@ impl StreamQueue {
         Self {
             stream,
             links,
-            in_flight: 0,
+            in_flight: Vec::new(),
             used_at: now,
             pieces: VecDeque::new(),
             loose: VecDeque::new(),
@@ -106,10 +106,10 @@ impl StreamQueue {
         Some((piece, place))
     }
 
-    /// When the oldest event here was received.
+    /// When the oldest event was received that is here or in flight.
     pub fn oldest(&self) -> Option<Instant> {
         let pieces = self.pieces.iter().map(Piece::oldest);
-        pieces.chain(self.loose.iter().map(Loose::oldest)).min()
+        pieces.chain(self.loose.iter().map(Loose::oldest)).chain(self.in_flight.iter().copied()).min()
     }
 
     /// Gives up everything: how many events were in each place.
