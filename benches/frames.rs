@@ -51,7 +51,7 @@ fn parse(bytes: &[u8]) -> u64 {
     let mut connection = Connection::new(STREAM_NAME_BYTES_MAX + 1 + PAYLOAD_BYTES_MAX + 1);
     let mut payloads = 0;
     for read in bytes.chunks(READ_BYTES) {
-        connection.feed(read, &mut |cut| {
+        connection.feed(read, &mut |cut: Cut<'_>| {
             if let Cut::Line(line) = cut
                 && let Ok(Frame::Event { stream, payload }) = frame::parse(line, PAYLOAD_BYTES_MAX)
             {

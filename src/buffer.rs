@@ -9,6 +9,7 @@ use crate::batch::{Batch, BatchId, Body, LINES_BYTES_MAX, Ticket};
 use crate::destination::Encoding;
 use crate::encode::{self, CALL_BYTES_MAX, Encoder};
 use crate::memory::{Charge, Memory};
+use crate::prefetch;
 use crate::stream::Stream;
 
 /// The first allocation of a buffer, in bytes.
@@ -89,6 +90,12 @@ impl Buffer {
     /// Raw bytes gathered.
     pub fn bytes(&self) -> usize {
         self.lines.len() + self.encoder.as_ref().map_or(0, |encoder| encoder.bytes())
+    }
+
+    /// Hints that a line of `length` bytes will be appended soon. The encoder's end is warm anyway.
+    #[inline]
+    pub fn prefetch(&self, length: usize) {
+        prefetch::for_writing(self.lines.as_ptr().wrapping_add(self.lines.len()), length);
     }
 
     /// Appends one line, LF included, received at `now`.

@@ -7,6 +7,9 @@
 
 use memchr::{memchr, memchr_iter};
 
+/// How many lines are looked at before the first of them is taken.
+const LINES_AHEAD: usize = 16;
+
 /// What a connection hands out.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Cut<'a> {
@@ -23,6 +26,29 @@ pub enum Taken {
     Yes,
     /// There is no room for it now: it must be offered again, and nothing behind it before it.
     Blocked,
+}
+
+/// Who is offered what a connection hands out. Each cut is looked at a few cuts before it is taken, so that what it
+/// will need can be on its way from memory meanwhile.
+pub trait Taker {
+    /// What a look found out.
+    type Seen: Copy + Default;
+
+    /// Looks at a cut that will be offered soon, or again later. It counts nothing and takes nothing.
+    fn look(&mut self, cut: &Cut<'_>) -> Self::Seen;
+
+    /// Takes a cut that was looked at.
+    fn take(&mut self, cut: Cut<'_>, seen: Self::Seen) -> Taken;
+}
+
+impl<F: FnMut(Cut<'_>) -> Taken> Taker for F {
+    type Seen = ();
+
+    fn look(&mut self, _: &Cut<'_>) {}
+
+    fn take(&mut self, cut: Cut<'_>, (): ()) -> Taken {
+        self(cut)
+    }
 }
 
 /// The bytes of one connection between its socket and its frames.
@@ -43,7 +69,7 @@ impl Connection {
     }
 
     /// Takes the next bytes and offers every line that is whole. While blocked it only keeps them.
-    pub fn feed(&mut self, mut data: &[u8], offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
+    pub fn feed(&mut self, mut data: &[u8], taker: &mut impl Taker) -> Taken {
         if self.blocked {
             self.keep(data);
             return Taken::Blocked;
@@ -54,22 +80,22 @@ impl Connection {
             data = &data[end + 1..];
         }
         if !self.kept.is_empty() {
-            let Some(end) = memchr(b'\n', data) else { return self.keep_half(data, offer) };
+            let Some(end) = memchr(b'\n', data) else { return self.keep_half(data, taker) };
             let (head, rest) = data.split_at(end + 1);
-            if self.finish_line(head, offer) == Taken::Blocked {
+            if self.finish_line(head, taker) == Taken::Blocked {
                 self.keep(rest);
                 return self.block();
             }
             data = rest;
         }
-        self.cut_lines(data, offer)
+        self.cut_lines(data, taker)
     }
 
     /// Offers again what had found no room.
-    pub fn resume(&mut self, offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
+    pub fn resume(&mut self, taker: &mut impl Taker) -> Taken {
         self.blocked = false;
         let kept = std::mem::take(&mut self.kept);
-        self.feed(&kept, offer)
+        self.feed(&kept, taker)
     }
 
     /// Whether a line waits for room.
@@ -93,40 +119,53 @@ impl Connection {
         self.kept.capacity()
     }
 
-    fn cut_lines(&mut self, data: &[u8], offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
+    fn cut_lines<T: Taker>(&mut self, data: &[u8], taker: &mut T) -> Taken {
         let mut start = 0;
-        for end in memchr_iter(b'\n', data) {
-            let line = &data[start..=end];
-            let cut = if line.len() > self.line_bytes_max { Cut::TooLong } else { Cut::Line(line) };
-            if offer(cut) == Taken::Blocked {
-                self.keep(&data[start..]);
-                return self.block();
+        let mut ends = memchr_iter(b'\n', data);
+        loop {
+            let mut ahead = [(0, T::Seen::default()); LINES_AHEAD];
+            let (mut found, mut behind) = (0, start);
+            for (place, end) in ahead.iter_mut().zip(&mut ends) {
+                *place = (end + 1, taker.look(&self.cut(&data[behind..=end])));
+                (found, behind) = (found + 1, end + 1);
             }
-            start = end + 1;
+            if found == 0 {
+                return self.keep_half(&data[start..], taker);
+            }
+            for (end, seen) in ahead.into_iter().take(found) {
+                if taker.take(self.cut(&data[start..end]), seen) == Taken::Blocked {
+                    self.keep(&data[start..]);
+                    return self.block();
+                }
+                start = end;
+            }
         }
-        self.keep_half(&data[start..], offer)
+    }
+
+    fn cut<'a>(&self, line: &'a [u8]) -> Cut<'a> {
+        if line.len() > self.line_bytes_max { Cut::TooLong } else { Cut::Line(line) }
     }
 
     /// Completes the kept half with `head`, which ends with the LF, and offers the line.
-    fn finish_line(&mut self, head: &[u8], offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
+    fn finish_line(&mut self, head: &[u8], taker: &mut impl Taker) -> Taken {
         let mut line = std::mem::take(&mut self.kept);
         if line.len() + head.len() > self.line_bytes_max {
-            return offer(Cut::TooLong);
+            return offer(taker, Cut::TooLong);
         }
         line.extend_from_slice(head);
-        let taken = offer(Cut::Line(&line));
+        let taken = offer(taker, Cut::Line(&line));
         if taken == Taken::Blocked {
             self.kept = line;
         }
         taken
     }
 
-    fn keep_half(&mut self, half: &[u8], offer: &mut impl FnMut(Cut<'_>) -> Taken) -> Taken {
+    fn keep_half(&mut self, half: &[u8], taker: &mut impl Taker) -> Taken {
         // A line of the longest length has its LF as its last octet, so a half is at least one shorter.
         if self.kept.len() + half.len() >= self.line_bytes_max {
             self.kept = Vec::new();
             self.skipping = true;
-            return offer(Cut::TooLong);
+            return offer(taker, Cut::TooLong);
         }
         self.keep(half);
         Taken::Yes
@@ -148,6 +187,12 @@ impl Connection {
     }
 }
 
+/// Looks at a cut and takes it at once.
+fn offer(taker: &mut impl Taker, cut: Cut<'_>) -> Taken {
+    let seen = taker.look(&cut);
+    taker.take(cut, seen)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,7 +202,7 @@ mod tests {
         let mut connection = Connection::new(max);
         let mut lines = Vec::new();
         for piece in pieces {
-            connection.feed(piece, &mut |cut| {
+            connection.feed(piece, &mut |cut: Cut<'_>| {
                 lines.push(match cut {
                     Cut::Line(line) => Some(line.to_vec()),
                     Cut::TooLong => None,

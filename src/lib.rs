@@ -39,6 +39,7 @@ pub mod linger;
 pub mod memory;
 pub mod metrics;
 pub mod net;
+mod prefetch;
 pub mod queue;
 pub mod relay;
 pub mod shard;

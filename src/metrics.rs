@@ -147,8 +147,8 @@ pub struct ShardCell {
 #[derive(Debug)]
 pub struct Label {
     name: String,
-    /// One a shard.
-    pub shards: Box<[ShardCell]>,
+    /// One a shard, which holds it directly.
+    pub shards: Box<[Arc<ShardCell>]>,
     delivered: AtomicU64,
     dropped: [AtomicU64; Drop::ALL.len()],
     held: [AtomicU64; 3],
@@ -161,7 +161,7 @@ impl Label {
     fn new(name: &str, shards: usize) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
-            shards: (0..shards).map(|_| ShardCell::default()).collect(),
+            shards: (0..shards).map(|_| Arc::default()).collect(),
             delivered: AtomicU64::new(0),
             dropped: Default::default(),
             held: Default::default(),

@@ -23,6 +23,7 @@ use crate::stream::Registry;
 pub mod bare;
 mod intake;
 mod reading;
+mod roster;
 
 use self::intake::Intake;
 

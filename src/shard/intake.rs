@@ -1,7 +1,6 @@
 //! What happens to the bytes of one shard: connection → frame → stream buffer → sealed batch. The driver calls
 //! it with bytes; what it wants done to the driver it notes down, and `apply` does it.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,14 +9,14 @@ use std::time::{Duration, Instant};
 use crate::batch::BatchId;
 use crate::buffer::{Append, Buffer};
 use crate::config::OnFull;
-use crate::connection::{Connection, Cut, Taken};
+use crate::connection::{Connection, Cut, Taken, Taker};
 use crate::frame::{self, Frame, Reject, STREAM_NAME_BYTES_MAX};
 use crate::linger::Wheel;
-use crate::metrics::{Drop, Place, ShardCell, ShardCounters};
+use crate::metrics::{Drop, Place, ShardCounters};
 use crate::net::{Driver, End, Handler, Key, Reading};
-use crate::stream::Stream;
 
 use super::reading::Pressure;
+use super::roster::Roster;
 use super::{Orders, Shared};
 
 /// Answers to control frames that a connection may leave unread; then it is not read until it reads.
@@ -43,8 +42,6 @@ pub(super) struct Peer {
     has_sent: bool,
     ended: bool,
     answers_bytes: usize,
-    /// The stream of the last frame: a connection often repeats one.
-    last_stream: Option<u32>,
 }
 
 /// What a blocked connection waits for.
@@ -54,20 +51,6 @@ pub(super) enum Block {
     Memory { stream: u32, bytes: usize },
     /// The peer to read its answers.
     Answers,
-}
-
-/// One stream on this shard.
-#[derive(Debug)]
-struct Local {
-    stream: Arc<Stream>,
-    buffer: Buffer,
-    used_at: Instant,
-}
-
-impl Local {
-    fn cell(&self, shard: usize) -> &ShardCell {
-        &self.stream.label.shards[shard]
-    }
 }
 
 /// What is to be done to the driver.
@@ -87,9 +70,7 @@ pub(super) struct Intake {
     now: Instant,
     pub(super) peers: Vec<Option<Peer>>,
     peers_open: usize,
-    names: HashMap<Box<[u8]>, u32, foldhash::fast::RandomState>,
-    streams: Vec<Option<Local>>,
-    streams_free: Vec<u32>,
+    streams: Roster,
     wheel: Wheel,
     sequence: u64,
     actions: Vec<Action>,
@@ -111,9 +92,7 @@ impl Intake {
             now: Instant::now(),
             peers: Vec::new(),
             peers_open: 0,
-            names: HashMap::default(),
-            streams: Vec::new(),
-            streams_free: Vec::new(),
+            streams: Roster::default(),
             wheel,
             sequence: 0,
             actions: Vec::new(),
@@ -212,25 +191,17 @@ impl Intake {
     }
 
     pub(super) fn seal_all(&mut self) {
-        for index in 0..self.streams.len() {
-            self.seal(index as u32);
+        for place in self.streams.places() {
+            self.seal(place);
         }
     }
 
     /// Forgets the streams that were idle for long.
     pub(super) fn sweep(&mut self) {
-        for index in 0..self.streams.len() {
-            let idle = self.streams[index].as_ref().is_some_and(|local| {
-                local.buffer.is_empty() && self.now.saturating_duration_since(local.used_at) > IDLE_STREAM
-            });
-            if idle && let Some(local) = self.streams[index].take() {
-                self.names.remove(local.stream.name.as_bytes());
-                self.streams_free.push(index as u32);
-                for peer in self.peers.iter_mut().flatten() {
-                    peer.last_stream = None;
-                }
-            }
-        }
+        let now = self.now;
+        self.streams.forget(|local| {
+            local.buffer.is_empty() && now.saturating_duration_since(local.used_at) > IDLE_STREAM
+        });
     }
 
     fn keys(&self) -> Vec<Key> {
@@ -246,10 +217,10 @@ impl Intake {
             peer.blocked_on = None;
         }
         let mut connection = std::mem::replace(&mut peer.connection, Connection::new(0));
-        let mut offer = |cut: Cut<'_>| self.offer(key, &mut peer, cut);
+        let mut taker = Offer { intake: self, key, peer: &mut peer };
         let taken = match bytes {
-            Some(bytes) => connection.feed(bytes, &mut offer),
-            None => connection.resume(&mut offer),
+            Some(bytes) => connection.feed(bytes, &mut taker),
+            None => connection.resume(&mut taker),
         };
         peer.connection = connection;
         if taken == Taken::Blocked && !was_blocked {
@@ -289,23 +260,9 @@ impl Intake {
     }
 
     fn has_room(&self, stream: u32, bytes: usize) -> bool {
-        let Some(local) = self.streams[stream as usize].as_ref() else { return true };
+        let Some(local) = self.streams.get(stream) else { return true };
         let may_drop = local.stream.parked.load(Relaxed);
         may_drop || self.shared.memory.has_room(&local.stream.account, bytes as u64)
-    }
-
-    /// Takes one line, or says that there is no room for it.
-    #[inline]
-    fn offer(&mut self, key: Key, peer: &mut Peer, cut: Cut<'_>) -> Taken {
-        let Cut::Line(line) = cut else { return self.reject(Reject::TooLong) };
-        match frame::parse(line, self.shared.config.frame_bytes_max) {
-            Ok(Frame::Event { stream, payload }) => match self.find(stream, peer) {
-                Ok(index) => self.gather(index, payload, peer),
-                Err(reason) => self.reject(reason),
-            },
-            Ok(Frame::Control(control)) => self.control(key, peer, control),
-            Err(reason) => self.reject(reason),
-        }
     }
 
     fn reject(&mut self, reason: Reject) -> Taken {
@@ -313,36 +270,12 @@ impl Intake {
         Taken::Yes
     }
 
-    /// The stream of a name: that of the last frame, one that is known here, or a new one.
-    #[inline]
-    fn find(&mut self, name: &[u8], peer: &mut Peer) -> Result<u32, Reject> {
-        if let Some(last) = peer.last_stream
-            && self.streams[last as usize].as_ref().is_some_and(|local| local.stream.name.as_bytes() == name)
-        {
-            return Ok(last);
-        }
-        let index = match self.names.get(name) {
-            Some(index) => *index,
-            None => self.meet(name)?,
-        };
-        peer.last_stream = Some(index);
-        Ok(index)
-    }
-
+    /// The place of a stream that this shard sees for the first time.
     #[cold]
     fn meet(&mut self, name: &[u8]) -> Result<u32, Reject> {
         let stream = self.shared.registry.resolve(name)?;
         let buffer = Buffer::new(self.shared.shape, &self.shared.memory, &stream);
-        let local = Some(Local { stream, buffer, used_at: self.now });
-        let index = if let Some(index) = self.streams_free.pop() {
-            self.streams[index as usize] = local;
-            index
-        } else {
-            self.streams.push(local);
-            u32::try_from(self.streams.len() - 1).expect("max_streams is far below 2^32")
-        };
-        self.names.insert(name.into(), index);
-        Ok(index)
+        Ok(self.streams.add(stream, buffer, self.shard, self.now))
     }
 
     /// Appends an event to its stream's buffer, sealing it first where it is full.
@@ -350,11 +283,11 @@ impl Intake {
     fn gather(&mut self, index: u32, payload: &[u8], peer: &mut Peer) -> Taken {
         // Two turns at most: a buffer that was sealed is empty, and an empty one takes the line or has no memory.
         for _ in 0..2 {
-            let local = self.streams[index as usize].as_mut().expect("a known name has a stream");
+            let local = self.streams.get_mut(index).expect("a known name has a stream");
             let was_empty = local.buffer.is_empty();
             match local.buffer.append(payload, self.now, &self.shared.memory) {
                 Append::Done => {
-                    let cell = local.cell(self.shard);
+                    let cell = &local.cell;
                     cell.open.add(1);
                     cell.received.add(1);
                     if was_empty {
@@ -372,9 +305,9 @@ impl Intake {
 
     fn opened_buffer(&mut self, index: u32) {
         let since = self.now.saturating_duration_since(self.shared.metrics.epoch).as_nanos();
-        let local = self.streams[index as usize].as_mut().expect("a known name has a stream");
+        let local = self.streams.get_mut(index).expect("a known name has a stream");
         local.used_at = self.now;
-        let cell = local.cell(self.shard);
+        let cell = &local.cell;
         if cell.open_since.get() == 0 {
             cell.open_since.set(u64::try_from(since).unwrap_or(u64::MAX).max(1));
         }
@@ -384,7 +317,7 @@ impl Intake {
     /// A stream is at its cap: drop the event, or have its connection wait.
     #[cold]
     fn full(&mut self, index: u32, bytes: usize, peer: &mut Peer) -> Taken {
-        let local = self.streams[index as usize].as_ref().expect("a known name has a stream");
+        let local = self.streams.get(index).expect("a known name has a stream");
         let reason = match local.stream.on_full {
             _ if local.stream.parked.load(Relaxed) => Drop::Parked,
             // The connection is being closed with this event already read: it cannot wait any more.
@@ -396,7 +329,7 @@ impl Intake {
             }
         };
         local.stream.label.dropped(1, reason);
-        local.cell(self.shard).received.add(1);
+        local.cell.received.add(1);
         if self.dropped_at.is_none_or(|at| self.now - at >= LOG_INTERVAL) {
             self.dropped_at = Some(self.now);
             let (name, reason) = (&local.stream.name, reason.label());
@@ -408,13 +341,13 @@ impl Intake {
     }
 
     fn seal(&mut self, index: u32) {
-        let Some(local) = self.streams[index as usize].as_mut() else { return };
+        let Some(local) = self.streams.get_mut(index) else { return };
         let id = BatchId { shard: self.shard as u16, sequence: self.sequence };
         let Some(batch) = local.buffer.seal(id, self.now) else { return };
         self.sequence += 1;
         let events = batch.ticket.events;
         local.stream.label.enter(events, Place::Queued);
-        let cell = local.cell(self.shard);
+        let cell = &local.cell;
         cell.open.sub(events);
         if cell.open.get() == 0 {
             cell.open_since.set(0);
@@ -480,6 +413,66 @@ impl Intake {
     }
 }
 
+/// One connection's lines on their way into the buffers.
+struct Offer<'a> {
+    intake: &'a mut Intake,
+    key: Key,
+    peer: &'a mut Peer,
+}
+
+/// What a look at a line found.
+#[derive(Clone, Copy)]
+enum Seen {
+    /// An event for the stream at this place; its payload starts so many octets into the line.
+    Event { stream: u32, payload: u8 },
+    Control,
+    Reject(Reject),
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Seen::Reject(Reject::NoSpace)
+    }
+}
+
+impl Taker for Offer<'_> {
+    type Seen = Seen;
+
+    #[inline]
+    fn look(&mut self, cut: &Cut<'_>) -> Seen {
+        let Cut::Line(line) = cut else { return Seen::Reject(Reject::TooLong) };
+        let (name, payload) = match frame::parse(line, self.intake.shared.config.frame_bytes_max) {
+            Ok(Frame::Event { stream, payload }) => (stream, payload),
+            Ok(Frame::Control(_)) => return Seen::Control,
+            Err(reason) => return Seen::Reject(reason),
+        };
+        let found = self.intake.streams.find(name).map_or_else(|| self.intake.meet(name), Ok);
+        match found {
+            Err(reason) => Seen::Reject(reason),
+            Ok(stream) => {
+                if let Some(local) = self.intake.streams.get(stream) {
+                    local.buffer.prefetch(payload.len());
+                }
+                Seen::Event { stream, payload: (name.len() + 1) as u8 }
+            }
+        }
+    }
+
+    #[inline]
+    fn take(&mut self, cut: Cut<'_>, seen: Seen) -> Taken {
+        match (seen, cut) {
+            (Seen::Event { stream, payload }, Cut::Line(line)) => {
+                self.intake.gather(stream, &line[usize::from(payload)..], self.peer)
+            }
+            (Seen::Control, Cut::Line(line)) => {
+                self.intake.control(self.key, self.peer, &line[1..line.len() - 1])
+            }
+            (Seen::Reject(reason), _) => self.intake.reject(reason),
+            (_, Cut::TooLong) => self.intake.reject(Reject::TooLong),
+        }
+    }
+}
+
 impl Handler for Intake {
     fn woke(&mut self, now: Instant) {
         self.now = now;
@@ -511,7 +504,6 @@ impl Handler for Intake {
             has_sent: false,
             ended: false,
             answers_bytes: 0,
-            last_stream: None,
         });
         self.set_reading(key);
     }
