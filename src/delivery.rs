@@ -118,14 +118,20 @@ enum Timer {
     Stream(u64),
 }
 
+/// What is kept of a call while it is under way.
+#[derive(Debug)]
+struct Started {
+    lane: usize,
+    piece: Piece,
+    started: Instant,
+    was_failing: bool,
+}
+
 /// A call that has ended.
 #[derive(Debug)]
 struct Ended {
-    lane: usize,
-    piece: Piece,
+    call: Started,
     outcome: Outcome,
-    started: Instant,
-    was_failing: bool,
 }
 
 /// The state of delivery.
@@ -147,6 +153,8 @@ pub struct Delivery {
     lanes_free: Vec<usize>,
     in_flight: usize,
     failing_in_flight: usize,
+    /// Calls that this step has chosen.
+    starting: Vec<(Call, Started)>,
     ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
     released: bool,
     drained: Option<oneshot::Sender<()>>,
@@ -172,6 +180,7 @@ impl Delivery {
             lanes_free: Vec::new(),
             in_flight: 0,
             failing_in_flight: 0,
+            starting: Vec::new(),
             // Bounded by the calls in flight.
             ended: mpsc::unbounded_channel(),
             released: false,
@@ -222,6 +231,7 @@ impl Delivery {
         while let Some(lane) = self.runnable.pop_front() {
             self.run_lane(lane, now);
         }
+        self.set_off();
         if std::mem::take(&mut self.released) && self.parts.memory.waiting() > 0 {
             self.parts.returns.iter().for_each(|shard| shard.bell.ring());
         }
@@ -425,19 +435,31 @@ impl Delivery {
             queue.in_flight.push(piece.oldest());
         }
         let body = piece.close(encoding, &delivery_stream);
-        let call = Call { delivery_stream, body, records: piece.records().len() };
-        let (destination, ended) = (Arc::clone(&self.parts.destination), self.ended.0.clone());
-        tokio::spawn(async move {
-            let outcome = destination.call(call).await;
-            // Delivery is gone only when the process is about to end.
-            let _ = ended.send(Ended { lane: index, piece, outcome, started: now, was_failing });
-        });
+        let call = Call { delivery_stream, body, records: piece.records().len(), digest: None };
+        self.starting.push((call, Started { lane: index, piece, started: now, was_failing }));
+    }
+
+    /// Sets the calls off that were chosen in this step. They are prepared together, which is cheaper than one by
+    /// one.
+    fn set_off(&mut self) {
+        if self.starting.is_empty() {
+            return;
+        }
+        self.parts.destination.prepare(self.starting.iter_mut().map(|(call, _)| call));
+        for (call, started) in self.starting.drain(..) {
+            let (destination, ended) = (Arc::clone(&self.parts.destination), self.ended.0.clone());
+            tokio::spawn(async move {
+                let outcome = destination.call(call).await;
+                // Delivery is gone only when the process is about to end.
+                let _ = ended.send(Ended { call: started, outcome });
+            });
+        }
     }
 
     /// Hears of the end of a call: counts it, settles what is settled, queues the rest again.
     fn finish(&mut self, ended: Ended) {
         let now = Instant::now();
-        let Ended { lane, piece, outcome, started, was_failing } = ended;
+        let Ended { call: Started { lane, piece, started, was_failing }, outcome } = ended;
         self.in_flight -= 1;
         self.failing_in_flight -= usize::from(was_failing);
         self.wake(lane);

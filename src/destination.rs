@@ -30,6 +30,8 @@ pub struct Call {
     pub body: Bytes,
     /// The number of records in the body; 1 where the encoding is lines.
     pub records: usize,
+    /// The SHA-256 of the body in lower-case hexadecimal, where [`Destination::prepare`] found it worth while.
+    pub digest: Option<String>,
 }
 
 /// What became of one call.
@@ -98,6 +100,13 @@ impl Destination {
         match self {
             Destination::Firehose(_) => Encoding::Records,
             Destination::Directory(_) | Destination::Null => Encoding::Lines,
+        }
+    }
+
+    /// Does for several calls what is cheaper done together than in each call: to be called once, before them.
+    pub fn prepare<'a>(&self, calls: impl Iterator<Item = &'a mut Call>) {
+        if let Destination::Firehose(firehose) = self {
+            firehose.prepare(calls);
         }
     }
 

@@ -164,13 +164,20 @@ impl Firehose {
         self.expiry.get()
     }
 
+    /// Hashes the smaller bodies of these calls side by side; what is large goes to the hasher's own thread.
+    pub fn prepare<'a>(&self, calls: impl Iterator<Item = &'a mut Call>) {
+        if self.hasher.is_some() {
+            hasher::digest_small(calls);
+        }
+    }
+
     /// Makes one PutRecordBatch and says what became of it. `call.body` must be the JSON of the request, with the
     /// delivery stream's name in it.
     pub async fn call(&self, call: Call) -> Outcome {
         let progress = Progress::new();
-        let digest = match &self.hasher {
-            Some(hasher) => hasher.digest(&call.body).await,
-            None => None,
+        let digest = match (&call.digest, &self.hasher) {
+            (None, Some(hasher)) => hasher.digest(&call.body).await,
+            (digest, _) => digest.clone(),
         };
         let raw_body = RawBody { body: call.body.clone(), digest, progress: Arc::clone(&progress) };
         let answer = self

@@ -186,7 +186,7 @@ fn histogram() -> Arc<Histogram> {
 }
 
 fn call(stream: &str, body: &str) -> Call {
-    Call { delivery_stream: stream.into(), body: Bytes::from(body.to_owned()), records: 1 }
+    Call { delivery_stream: stream.into(), body: Bytes::from(body.to_owned()), records: 1, digest: None }
 }
 
 /// Every file below `root`, by its path from there.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::sha256::{self, LANES_MAX};
+use crate::destination::Call;
 
 /// Smaller bodies are not worth the way to another thread and back: the SDK hashes them itself.
 const BODY_BYTES_MIN: usize = 128 * 1024;
@@ -40,6 +41,16 @@ impl Hasher {
         let (digest, hashed) = oneshot::channel();
         self.jobs.try_send(Job { body: body.clone(), digest }).ok()?;
         hashed.await.ok()
+    }
+}
+
+/// Puts the digests of the bodies that are too small for the thread into their calls.
+pub(super) fn digest_small<'a>(calls: impl Iterator<Item = &'a mut Call>) {
+    let mut small: Vec<&mut Call> = calls.filter(|call| call.body.len() < BODY_BYTES_MIN).collect();
+    let bodies: Vec<&[u8]> = small.iter().map(|call| &call.body[..]).collect();
+    let digests = sha256::digest_each(&bodies);
+    for (call, digest) in small.iter_mut().zip(digests) {
+        call.digest = Some(hexadecimal(&digest));
     }
 }
 
