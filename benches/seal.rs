@@ -1,9 +1,9 @@
 //! Append and seal, in CPU time.
 //!
 //! `encoder` is packing alone: payloads appended to the body of a PutRecordBatch call until it is full. Its floors
-//! are a copy of the same payloads, since they must leave the receive buffer, and one bulk `base64-simd` of the
-//! same bytes, since Firehose takes nothing else. What lies above the sum of both is the price of taking payloads
-//! one by one.
+//! are a copy of the same payloads, since they must leave the receive buffer, and one bulk base64 of the same bytes,
+//! since Firehose takes nothing else. What lies above the sum of both is the price of taking payloads one by one.
+//! base64 is there twice: with the kernel that runs here, and with the portable one that runs elsewhere.
 //!
 //! `intake` is all that a shard does between its driver and delivery: framing, finding the stream, appending,
 //! counting, sealing, over all numbers of streams, in order and shuffled. The sum of its floors is `memchr`, the
@@ -19,7 +19,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use standpipe::batch::{Body, Fate};
 use standpipe::config::{Packing, PackingMode};
 use standpipe::destination::Encoding;
-use standpipe::encode::{self, CALL_BYTES_MAX, Encoder, STAGING_BYTES};
+use standpipe::encode::{self, CALL_BYTES_MAX, Encoder, STAGING_BYTES, base64};
 use standpipe::shard::Shared;
 use standpipe::shard::bare::Bare;
 
@@ -53,10 +53,18 @@ fn encoder(criterion: &mut Criterion) {
             bencher
                 .iter_custom(|rounds| support::cpu_of(rounds, || copy_all(black_box(&payloads), &mut copy)));
         });
-        let mut base64 = Vec::with_capacity(encode::body_bytes_max(CALL_BYTES_MAX));
+        let mut encoded = Vec::with_capacity(encode::body_bytes_max(CALL_BYTES_MAX));
         group.bench_function(BenchmarkId::new("floor: base64", size), |bencher| {
-            bencher
-                .iter_custom(|rounds| support::cpu_of(rounds, || encode_bulk(black_box(&copy), &mut base64)));
+            bencher.iter_custom(|rounds| {
+                support::cpu_of(rounds, || encode_bulk(base64::append, black_box(&copy), &mut encoded))
+            });
+        });
+        group.bench_function(BenchmarkId::new("floor: base64, portable", size), |bencher| {
+            bencher.iter_custom(|rounds| {
+                support::cpu_of(rounds, || {
+                    encode_bulk(base64::append_portably, black_box(&copy), &mut encoded);
+                })
+            });
         });
         group.bench_function(BenchmarkId::new("append and seal", size), |bencher| {
             bencher.iter_custom(|rounds| append_all(&payloads, rounds));
@@ -70,9 +78,9 @@ fn copy_all(payloads: &[&[u8]], copy: &mut Vec<u8>) {
     payloads.iter().for_each(|payload| copy.extend_from_slice(payload));
 }
 
-fn encode_bulk(bytes: &[u8], base64: &mut Vec<u8>) {
-    base64.clear();
-    base64_simd::STANDARD.encode_append(bytes, base64);
+fn encode_bulk(kernel: impl Fn(&[u8], &mut Vec<u8>), bytes: &[u8], encoded: &mut Vec<u8>) {
+    encoded.clear();
+    kernel(bytes, encoded);
 }
 
 /// The body is allocated before the clock runs: in the relay that is a matter of the buffer, which `intake` shows.
@@ -118,10 +126,10 @@ fn intake_of(
     let shared = support::shared(Encoding::Records);
     let mut shard = Bare::new(Arc::clone(&shared), 1);
     let encoded = round(&mut shard, &shared, traffic);
-    let (mut copy, mut base64) = (Vec::new(), Vec::new());
+    let (mut copy, mut text) = (Vec::new(), Vec::new());
     group.bench_function(BenchmarkId::new("floor: memchr + memcpy + base64", name), |bencher| {
         bencher.iter_custom(|rounds| {
-            support::cpu_of(rounds, || floor(black_box(traffic), encoded, &mut copy, &mut base64))
+            support::cpu_of(rounds, || floor(black_box(traffic), encoded, &mut copy, &mut text))
         });
     });
     group.bench_function(BenchmarkId::new("append and seal", name), |bencher| {
@@ -132,16 +140,16 @@ fn intake_of(
 
 /// The least that has to be done for the same bytes, of which `encoded` are sealed as base64: each block passes
 /// through the same staging size, so that the floor is as kind to the caches as the code is.
-fn floor(traffic: &Traffic, encoded: u64, copy: &mut Vec<u8>, base64: &mut Vec<u8>) -> usize {
+fn floor(traffic: &Traffic, encoded: u64, copy: &mut Vec<u8>, text: &mut Vec<u8>) -> usize {
     copy.clear();
-    base64.clear();
+    text.clear();
     let mut lines = 0;
     for read in traffic.bytes.chunks(READ_BYTES) {
         lines += memchr::memchr_iter(b'\n', read).fold(0, |count, _| count + 1);
         copy.extend_from_slice(read);
     }
     for block in copy[..encoded as usize].chunks(STAGING_BYTES) {
-        base64_simd::STANDARD.encode_append(block, base64);
+        base64::append(block, text);
     }
     lines
 }
