@@ -175,7 +175,13 @@ fn call(criterion: &mut Criterion) {
             bencher.iter_custom(|rounds| {
                 support::cpu_of(rounds, || {
                     let (body, records) = (ready.body.clone(), ready.records);
-                    let call = Call { delivery_stream: DELIVERY_STREAM.into(), body, records, digest: None };
+                    let call = Call {
+                        delivery_stream: DELIVERY_STREAM.into(),
+                        body,
+                        records,
+                        due: std::time::Instant::now(),
+                        digest: None,
+                    };
                     assert_eq!(runtime.block_on(firehose.call(call)), Outcome::Accepted);
                 })
             });

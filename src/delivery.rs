@@ -435,7 +435,8 @@ impl Delivery {
             queue.in_flight.push(piece.oldest());
         }
         let body = piece.close(encoding, &delivery_stream);
-        let call = Call { delivery_stream, body, records: piece.records().len(), digest: None };
+        let due = piece.oldest() + self.parts.config.linger;
+        let call = Call { delivery_stream, body, records: piece.records().len(), due, digest: None };
         self.starting.push((call, Started { lane: index, piece, started: now, was_failing }));
     }
 

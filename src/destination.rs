@@ -3,6 +3,7 @@
 //! below this module.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -30,6 +31,8 @@ pub struct Call {
     pub body: Bytes,
     /// The number of records in the body; 1 where the encoding is lines.
     pub records: usize,
+    /// When its oldest event has waited for `linger`: until then nobody expects it to leave.
+    pub due: Instant,
     /// The SHA-256 of the body in lower-case hexadecimal, where [`Destination::prepare`] found it worth while.
     pub digest: Option<String>,
 }

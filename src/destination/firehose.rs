@@ -176,7 +176,7 @@ impl Firehose {
     pub async fn call(&self, call: Call) -> Outcome {
         let progress = Progress::new();
         let digest = match (&call.digest, &self.hasher) {
-            (None, Some(hasher)) => hasher.digest(&call.body).await,
+            (None, Some(hasher)) => hasher.digest(&call).await,
             (digest, _) => digest.clone(),
         };
         let raw_body = RawBody { body: call.body.clone(), digest, progress: Arc::clone(&progress) };

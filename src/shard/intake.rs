@@ -217,7 +217,7 @@ impl Intake {
             peer.blocked_on = None;
         }
         let mut connection = std::mem::replace(&mut peer.connection, Connection::new(0));
-        let mut taker = Offer { intake: self, key, peer: &mut peer };
+        let mut taker = Offer { intake: self, key, peer: &mut peer, last: u32::MAX };
         let taken = match bytes {
             Some(bytes) => connection.feed(bytes, &mut taker),
             None => connection.resume(&mut taker),
@@ -418,13 +418,18 @@ struct Offer<'a> {
     intake: &'a mut Intake,
     key: Key,
     peer: &'a mut Peer,
+    /// The place of the last line's stream.
+    last: u32,
 }
 
 /// What a look at a line found.
 #[derive(Clone, Copy)]
 enum Seen {
     /// An event for the stream at this place; its payload starts so many octets into the line.
-    Event { stream: u32, payload: u8 },
+    Event {
+        stream: u32,
+        payload: u8,
+    },
     Control,
     Reject(Reject),
 }
@@ -446,14 +451,19 @@ impl Taker for Offer<'_> {
             Ok(Frame::Control(_)) => return Seen::Control,
             Err(reason) => return Seen::Reject(reason),
         };
-        let found = self.intake.streams.find(name).map_or_else(|| self.intake.meet(name), Ok);
-        match found {
+        let offset = (name.len() + 1) as u8;
+        // A connection often repeats a name, and then its buffer is at hand, too.
+        if self.intake.streams.is_at(self.last, name) {
+            return Seen::Event { stream: self.last, payload: offset };
+        }
+        match self.intake.streams.find(name).map_or_else(|| self.intake.meet(name), Ok) {
             Err(reason) => Seen::Reject(reason),
             Ok(stream) => {
                 if let Some(local) = self.intake.streams.get(stream) {
                     local.buffer.prefetch(payload.len());
                 }
-                Seen::Event { stream, payload: (name.len() + 1) as u8 }
+                self.last = stream;
+                Seen::Event { stream, payload: offset }
             }
         }
     }

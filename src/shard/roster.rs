@@ -57,10 +57,16 @@ pub(super) struct Roster {
 }
 
 impl Roster {
+    /// Whether the stream at a place has this name.
+    #[inline]
+    pub(super) fn is_at(&self, place: u32, name: &[u8]) -> bool {
+        self.get(place).is_some_and(|local| local.name.is(name))
+    }
+
     /// The place of a name.
     #[inline]
     pub(super) fn find(&self, name: &[u8]) -> Option<u32> {
-        let is_it = |place: &u32| self.get(*place).is_some_and(|local| local.name.is(name));
+        let is_it = |place: &u32| self.is_at(*place, name);
         self.places.find(self.hasher.hash_one(name), is_it).copied()
     }
 

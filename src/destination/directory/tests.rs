@@ -186,7 +186,13 @@ fn histogram() -> Arc<Histogram> {
 }
 
 fn call(stream: &str, body: &str) -> Call {
-    Call { delivery_stream: stream.into(), body: Bytes::from(body.to_owned()), records: 1, digest: None }
+    Call {
+        delivery_stream: stream.into(),
+        body: Bytes::from(body.to_owned()),
+        records: 1,
+        due: std::time::Instant::now(),
+        digest: None,
+    }
 }
 
 /// Every file below `root`, by its path from there.

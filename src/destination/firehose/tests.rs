@@ -145,7 +145,13 @@ fn call(records: usize) -> Call {
     let record = r#"{"Data":"aGVsbG8K"}"#;
     let body =
         format!(r#"{{"Records":[{}],"DeliveryStreamName":"clicks"}}"#, vec![record; records].join(","));
-    Call { delivery_stream: "clicks".into(), body: Bytes::from(body), records, digest: None }
+    Call {
+        delivery_stream: "clicks".into(),
+        body: Bytes::from(body),
+        records,
+        due: std::time::Instant::now(),
+        digest: None,
+    }
 }
 
 fn answer_of(failed: usize, entries: &[&str]) -> String {
@@ -239,7 +245,13 @@ async fn the_request_is_ours_byte_for_byte() {
 async fn a_full_body_arrives_whole() {
     let server = Server::start(Reply::Answer(200, answer_of(0, &[OK]))).await;
     let body = Bytes::from(vec![b'x'; 5_600_000]);
-    let call = Call { delivery_stream: "clicks".into(), body: body.clone(), records: 1, digest: None };
+    let call = Call {
+        delivery_stream: "clicks".into(),
+        body: body.clone(),
+        records: 1,
+        due: std::time::Instant::now(),
+        digest: None,
+    };
     assert_eq!(firehose(&settings(&server.url())).call(call).await, Outcome::Accepted);
     assert_eq!(server.requests()[0].headers["content-length"], "5600000");
     assert!(server.requests()[0].body == body);

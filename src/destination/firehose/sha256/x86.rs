@@ -24,6 +24,10 @@ const K: [u32; 64] = [
 /// chains run at 3.9 GB/s, sixteen lanes at 5.5 GB/s when full (Zen 5).
 const WIDE_FROM: usize = 12;
 
+/// How far ahead of sixteen chains their bytes are asked for: full bodies come from memory, sixteen places at once
+/// are more than the processor follows by itself.
+const PREFETCH_BYTES: usize = 1024;
+
 /// What this processor can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kernel {
@@ -182,6 +186,12 @@ unsafe fn compress_16(states: &mut [[u32; 8]], data: &[&[u8]], count: usize) {
     let mut state: [__m512i; 8] =
         std::array::from_fn(|word| unsafe { _mm512_loadu_si512(columns[word].as_ptr().cast()) });
     for block in 0..count {
+        for start in &first {
+            // Prefetching never faults, whatever the address.
+            let ahead = start.wrapping_add(block * BLOCK_BYTES + PREFETCH_BYTES);
+            // SAFETY: as said.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
+        }
         // SAFETY: every slice has `count` blocks.
         let mut words: [__m512i; 16] = std::array::from_fn(|lane| unsafe {
             _mm512_loadu_si512(first[lane].add(block * BLOCK_BYTES).cast())
