@@ -348,13 +348,15 @@ impl Delivery {
         }
     }
 
-    /// Gives places that have become free to the lanes that have waited longest for one.
+    /// Gives places that have become free to the lanes that have waited longest for one, before any other: behind
+    /// lanes that have just become ready they would find no place again and again.
     fn wake_starved(&mut self) {
-        let free = self.calls_max().saturating_sub(self.in_flight).min(self.starved.len());
-        self.runnable.extend(self.starved.drain(..free));
-        let free =
-            self.failing_calls_max().saturating_sub(self.failing_in_flight).min(self.starved_failing.len());
-        self.runnable.extend(self.starved_failing.drain(..free));
+        let free = self.calls_max().saturating_sub(self.in_flight);
+        let free_failing = self.failing_calls_max().saturating_sub(self.failing_in_flight).min(free);
+        for (starved, free) in [(&mut self.starved_failing, free_failing), (&mut self.starved, free)] {
+            let woken = free.min(starved.len());
+            starved.drain(..woken).rev().for_each(|lane| self.runnable.push_front(lane));
+        }
     }
 
     fn calls_max(&self) -> usize {

@@ -15,6 +15,8 @@ pub use plan::{Machine, Plan, PlanError};
 
 /// A stream may always hold this much, in bytes, whatever the limit.
 const STREAM_BYTES_MIN: u64 = 256 * 1024;
+/// Above this part of the limit delivery is behind.
+const BEHIND_SHARE: u64 = 8;
 
 /// What one stream holds, in bytes.
 #[derive(Debug, Default)]
@@ -72,6 +74,12 @@ impl Memory {
     /// Whether more than half of the limit is used, so that open buffers should be sealed early.
     pub fn is_above_half(&self) -> bool {
         self.used() > self.limit / 2
+    }
+
+    /// Whether enough is held that delivery, where it shares a processor with the shards, should have its turn: what
+    /// waits long leaves the caches, and holding it costs page faults.
+    pub fn is_behind(&self) -> bool {
+        self.used() > self.limit / BEHIND_SHARE
     }
 
     /// Whether a stream could take `bytes` more.

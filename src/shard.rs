@@ -186,7 +186,7 @@ impl Shard {
             let timeout = self.timeout(Instant::now());
             let reaped = self.driver.wait(timeout, self.pause, &mut self.intake)?;
             woke = self.intake.now();
-            self.pause = pause_after(reaped);
+            self.pause = self.pause_after(reaped);
             self.intake.turn();
             self.obey();
             self.intake.apply(&mut self.driver);
@@ -236,10 +236,12 @@ impl Shard {
         }
         self.phase = phase;
     }
-}
 
-/// Reads of single lines are worth waiting for: they cost several times less when they come together.
-fn pause_after(reaped: Reaped) -> Duration {
-    let is_small = reaped.reads > 0 && reaped.bytes / reaped.reads < SMALL_READ_MEAN_BYTES;
-    if is_small { GATHER_PAUSE } else { Duration::ZERO }
+    /// Reads of single lines are worth waiting for: they cost several times less when they come together. And a
+    /// shard that is ahead of delivery lets it have the processor: it still takes all its buffers hold after that.
+    fn pause_after(&self, reaped: Reaped) -> Duration {
+        let is_small = reaped.reads > 0 && reaped.bytes / reaped.reads < SMALL_READ_MEAN_BYTES;
+        let is_ahead = self.intake.shared().memory.is_behind();
+        if is_small || is_ahead { GATHER_PAUSE } else { Duration::ZERO }
+    }
 }
