@@ -274,6 +274,12 @@ pub struct ShardCounters {
     pub failed: Cell,
     /// Connections that are not read for lack of memory.
     pub paused: Cell,
+    /// Syncs answered: nothing was lost.
+    pub synced: Cell,
+    /// Syncs answered: something was lost.
+    pub lost: Cell,
+    /// Syncs that wait for their answer.
+    pub syncs_pending: Cell,
     /// Time spent working rather than waiting, in nanoseconds.
     pub busy_nanoseconds: Cell,
 }

@@ -16,4 +16,5 @@ mod suite {
     mod listeners;
     mod memory;
     mod seccomp;
+    mod sync;
 }

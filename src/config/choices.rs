@@ -143,6 +143,22 @@ impl fmt::Display for OnFull {
     }
 }
 
+/// When a sync is answered: what counts as safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncAt {
+    /// Accepted by the destination.
+    Delivered,
+    /// That, or written to the spool of this host and synced.
+    Stored,
+}
+
+impl SyncAt {
+    /// All of them, in the order of [`Self::NAMES`].
+    pub const ALL: [Self; 2] = [Self::Delivered, Self::Stored];
+    /// What they are called in the configuration.
+    pub const NAMES: [&str; 2] = ["delivered", "stored"];
+}
+
 /// Who computes the SHA-256 of a call's body, which its signature needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyHash {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::Config;
-use super::choices::{BodyHash, IoChoice, OnFull, Packing, PackingMode};
+use super::choices::{BodyHash, IoChoice, OnFull, Packing, PackingMode, SyncAt};
 use super::name;
 use super::setters::{set_endpoint_url, set_listen, set_log, set_region};
 use super::setting::{Group, Kind, Setting};
@@ -62,6 +62,18 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
               says to how many).",
         default: "20_000",
         kind: Kind::Count { from: 1, to: 1_000_000, word: None, set: |c, n| c.max_connections = n as usize },
+    },
+    Setting {
+        key: "sync_at",
+        group: Group::Listening,
+        help: "When a !sync of a client is answered",
+        doc: "\"delivered\": once the destination has accepted what it covers. \"stored\": also once that is \
+              synced to the spool, for hosts whose disk outlives the process.",
+        default: r#""delivered""#,
+        kind: Kind::Choice {
+            names: &SyncAt::NAMES,
+            set: |config, index| config.sync_at = SyncAt::ALL[index],
+        },
     },
     Setting {
         key: "takeover",

@@ -86,6 +86,10 @@ fn values_that_contradict_each_other_are_refused_where_the_last_was_written() {
             "standpipe.toml:1: max_streams = 1: 2 streams are configured, but max_streams is 1; raise it",
         ),
         (
+            "sync_at = \"stored\"",
+            "standpipe.toml:1: sync_at = \"stored\": there is no spool where anything could be stored; configure one, or write \"delivered\"",
+        ),
+        (
             "listen = [\"unix:a\", \"unix:a\"]",
             "standpipe.toml:1: listen = [\"unix:a\", \"unix:a\"]: unix:a stands in it twice",
         ),
