@@ -89,11 +89,12 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         group: Group::Destination,
         help: "Where events go",
         doc: "\"directory:PATH\" writes files below PATH, laid out as Firehose lays out S3. \"firehose\" is \
-              Amazon Data Firehose. \"null\" accepts and forgets, for measuring.",
+              Amazon Data Firehose. \"relay:HOST:PORT\" is another relay, or a fleet of them behind one name, \
+              which is synced with. \"null\" accepts and forgets, for measuring.",
         default: r#""directory:./standpipe-data""#,
         kind: Kind::Text {
             name: "DESTINATION",
-            form: "\"directory:PATH\", \"firehose\" or \"null\"",
+            form: "\"directory:PATH\", \"firehose\", \"relay:HOST:PORT\" or \"null\"",
             set: |config, text| text.parse().map(|destination| config.destination = destination),
         },
     },

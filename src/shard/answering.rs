@@ -201,11 +201,11 @@ impl Intake {
         }
     }
 
-    /// The drain begins: tells the peers that never asked for anything that nothing will be said any more. Those
-    /// that did are told once nothing is left that they may want an answer to.
+    /// The drain begins: tells the peers that sent without ever asking that nothing will be said any more. Those that
+    /// asked are told once nothing is left that they may want an answer to, and who is new may still ask.
     pub(super) fn begin_drain(&mut self) {
         for key in self.keys() {
-            if self.peers[key as usize].as_ref().is_some_and(|peer| peer.syncs.is_none()) {
+            if self.peers[key as usize].as_ref().is_some_and(|peer| peer.has_sent && peer.syncs.is_none()) {
                 self.shut(key);
             }
         }
@@ -236,7 +236,7 @@ impl Intake {
                 && self.now().saturating_duration_since(peer.last_data) >= patience;
             if is_quiet || quiet.is_zero() {
                 self.stop_reading(key, is_asked);
-            } else if !is_asked && !has_uncovered && peer.answers_bytes == 0 {
+            } else if peer.has_sent && !is_asked && !has_uncovered && peer.answers_bytes == 0 {
                 self.shut(key);
             }
         }

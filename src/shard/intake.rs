@@ -56,7 +56,7 @@ pub(super) struct Peer {
     pub(super) is_answered_only: bool,
     pub(super) has_ended: bool,
     pub(super) answers_bytes: usize,
-    has_sent: bool,
+    pub(super) has_sent: bool,
 }
 
 /// What a blocked connection waits for.
