@@ -20,6 +20,13 @@ pub enum Command {
     Check(Result<Box<Config>, Errors>),
     /// `standpipe config`: print [`Config::default_toml`].
     PrintConfig,
+    /// `standpipe send`: send the lines of standard input.
+    Send {
+        /// The stream that they go to, not checked yet.
+        stream: String,
+        /// The relay's address, not checked yet.
+        to: String,
+    },
 }
 
 /// Reads the command line, and for the commands that need it the whole configuration.
@@ -38,6 +45,10 @@ pub fn parse(
     };
     Ok(match matches.subcommand() {
         Some(("config", _)) => Command::PrintConfig,
+        Some(("send", matches)) => {
+            let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
+            Command::Send { stream: text("stream"), to: text("to") }
+        }
         Some(("check", matches)) => Command::Check(load(matches)),
         Some((_, matches)) => Command::Relay(load(matches)),
         None => Command::Relay(load(&matches)),
@@ -51,7 +62,8 @@ pub fn command() -> clap::Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .override_usage(
-            "standpipe [relay] [OPTIONS]\n       standpipe check [FILE] [OPTIONS]\n       standpipe config",
+            "standpipe [relay] [OPTIONS]\n       standpipe check [FILE] [OPTIONS]\n       standpipe config\n       \
+             standpipe send STREAM [--to ADDR]",
         )
         .after_help(AFTER_HELP)
         .args_conflicts_with_subcommands(true)
@@ -62,6 +74,7 @@ pub fn command() -> clap::Command {
         .args(SETTINGS.iter().map(flag))
         .subcommand(relay())
         .subcommand(check())
+        .subcommand(send())
         .subcommand(clap::Command::new("config").about("Print the commented default configuration"))
 }
 
@@ -88,6 +101,20 @@ fn check() -> clap::Command {
         .max_term_width(110)
         .arg(file)
         .args(SETTINGS.iter().map(flag))
+}
+
+fn send() -> clap::Command {
+    let stream = Arg::new("stream").value_name("STREAM").required(true).help("The stream of the events");
+    let to = Arg::new("to")
+        .long("to")
+        .value_name("ADDR")
+        .default_value("127.0.0.1:15555")
+        .help("The relay, as HOST:PORT or unix:PATH");
+    clap::Command::new("send")
+        .about("Send the lines of standard input as events, and end when they are synced")
+        .max_term_width(110)
+        .after_help("Exit codes: 0 all lines are safe, 1 some are lost or nothing is known of them.")
+        .args([stream, to])
 }
 
 fn file_flag() -> Arg {

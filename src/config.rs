@@ -30,7 +30,9 @@ mod table;
 pub mod units;
 mod words;
 
-pub use self::choices::{BodyHash, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode};
+pub use self::choices::{
+    BodyHash, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode, SyncAt,
+};
 pub use self::errors::{Error, Errors};
 pub(crate) use self::setting::{Kind, Setting};
 pub(crate) use self::table::SETTINGS;
@@ -40,6 +42,8 @@ pub(crate) use self::table::SETTINGS;
 pub struct Config {
     /// Where clients connect; at least one address, none twice.
     pub listen: Vec<ListenAddress>,
+    /// When a sync is answered; `Stored` only where there is a spool.
+    pub sync_at: SyncAt,
     /// Where the admin HTTP server listens.
     pub admin: SocketAddr,
     /// Where calls go.

@@ -9,9 +9,11 @@ use bytes::Bytes;
 
 pub mod directory;
 pub mod firehose;
+pub mod relay;
 
 use self::directory::Directory;
 use self::firehose::Firehose;
+use self::relay::Relay;
 
 /// How the events of a batch stand in its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +27,8 @@ pub enum Encoding {
 /// One attempt to deliver: the records of one or more batches of one stream.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// The delivery stream that the call goes to; for `directory`, the name of the stream's folder.
+    /// The delivery stream that the call goes to; for `directory` and `relay`, the stream's
+    /// own name.
     pub delivery_stream: Arc<str>,
     /// The whole body in the destination's encoding. Cloning shares the bytes.
     pub body: Bytes,
@@ -44,6 +47,11 @@ pub enum Outcome {
     Accepted,
     /// The destination answered for each record; at least one was not accepted. As long as the call's records.
     Partial(Vec<RecordOutcome>),
+    /// Everything was accepted, and so many events of it at most are lost for good: there is nothing to send again.
+    Lost {
+        /// An upper bound, which may be above what the call held.
+        events: u64,
+    },
     /// Certainly nothing was accepted.
     Refused {
         /// What kind of refusal, which decides what the lane does.
@@ -93,6 +101,8 @@ pub enum Destination {
     Directory(Directory),
     /// Amazon Data Firehose.
     Firehose(Firehose),
+    /// Another relay.
+    Relay(Relay),
     /// Accepts and forgets, for measuring.
     Null,
 }
@@ -102,7 +112,7 @@ impl Destination {
     pub fn encoding(&self) -> Encoding {
         match self {
             Destination::Firehose(_) => Encoding::Records,
-            Destination::Directory(_) | Destination::Null => Encoding::Lines,
+            Destination::Directory(_) | Destination::Relay(_) | Destination::Null => Encoding::Lines,
         }
     }
 
@@ -118,6 +128,7 @@ impl Destination {
         match self {
             Destination::Directory(directory) => directory.call(call).await,
             Destination::Firehose(firehose) => firehose.call(call).await,
+            Destination::Relay(relay) => relay.call(call).await,
             Destination::Null => Outcome::Accepted,
         }
     }
@@ -128,7 +139,7 @@ impl Destination {
     pub fn credentials_expiry(&self) -> Option<std::time::SystemTime> {
         match self {
             Destination::Firehose(firehose) => firehose.credentials_expiry(),
-            Destination::Directory(_) | Destination::Null => None,
+            Destination::Directory(_) | Destination::Relay(_) | Destination::Null => None,
         }
     }
 }

@@ -16,6 +16,9 @@
 //! event, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
 //! [`drain`] lead to the end, and [`relay`] alone knows everybody.
 //!
+//! Beside the relay: [`client`] sends events and keeps them until they are synced; [`send`] is `standpipe send`,
+//! which is made of it.
+//!
 //! # Invariants
 //!
 //! - Every event that arrived is in one place: `received + recovered = delivered + dropped + held`.
@@ -27,6 +30,7 @@ pub mod admin;
 pub mod batch;
 pub mod buffer;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod connection;
 pub mod delivery;
@@ -42,5 +46,6 @@ pub mod net;
 mod prefetch;
 pub mod queue;
 pub mod relay;
+pub mod send;
 pub mod shard;
 pub mod stream;

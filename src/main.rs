@@ -1,5 +1,5 @@
 //! The `standpipe` command. Reads the command line, runs what was asked for, and decides the exit codes:
-//! 0 done, 1 cannot start, 2 bad configuration, 3 drained with events left behind.
+//! 0 done, 1 cannot start or lines were lost, 2 bad configuration, 3 drained with events left behind.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use standpipe::cli::{self, Command};
 use standpipe::config::Config;
 use standpipe::drain::Drained;
 use standpipe::memory::{Machine, Plan};
-use standpipe::relay;
+use standpipe::{relay, send};
 use tracing_subscriber::EnvFilter;
 
 /// Gives memory back to the system as it falls idle, and wastes little of it in fragments.
@@ -24,6 +24,7 @@ static ALLOCATOR_OPTIONS: &[u8; 72] =
 
 const CANNOT_START: u8 = 1;
 const EVENTS_LEFT: u8 = 3;
+const LINES_LOST: u8 = 1;
 
 fn main() -> ExitCode {
     let command = cli::parse(std::env::args_os(), std::env::vars_os()).unwrap_or_else(|error| error.exit());
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Relay(Ok(config)) => run(*config),
         Command::Check(Ok(config)) => check(&config),
         Command::PrintConfig => print(&Config::default_toml()),
+        Command::Send { stream, to } => send_lines(&stream, &to),
         Command::Relay(Err(errors)) | Command::Check(Err(errors)) => {
             eprintln!("{errors}");
             ExitCode::from(cli::EXIT_CONFIGURATION)
@@ -106,6 +108,25 @@ fn summary(config: &Config) -> String {
             count => format!("{count} configured"),
         },
     )
+}
+
+/// `standpipe send`: silent where all is well.
+fn send_lines(stream: &str, to: &str) -> ExitCode {
+    match send::send(stream, to, std::io::stdin().lock(), |sentence| eprintln!("waiting: {sentence}")) {
+        Ok(sent) if sent.is_whole() => ExitCode::SUCCESS,
+        Ok(sent) => {
+            let (synced, lost, refused) = (sent.report.synced, sent.report.lost, sent.refused);
+            eprintln!(
+                "{synced} events are synced; the relay has lost {lost}; \
+                 {refused} lines were not sent, since they are empty or too long"
+            );
+            ExitCode::from(LINES_LOST)
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(LINES_LOST)
+        }
+    }
 }
 
 /// Prints, and does not mind a reader that went away.

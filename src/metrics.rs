@@ -42,11 +42,14 @@ pub enum Drop {
     Rejected,
     /// Still here when the drain deadline passed.
     DrainDeadline,
+    /// Lost by the relay that it was delivered to.
+    LostDownstream,
 }
 
 impl Drop {
     /// Every reason, in the order of its index.
-    pub const ALL: [Drop; 4] = [Drop::Memory, Drop::Parked, Drop::Rejected, Drop::DrainDeadline];
+    pub const ALL: [Drop; 5] =
+        [Drop::Memory, Drop::Parked, Drop::Rejected, Drop::DrainDeadline, Drop::LostDownstream];
 
     /// The value of the metric's `reason` label.
     pub fn label(self) -> &'static str {
@@ -55,6 +58,7 @@ impl Drop {
             Drop::Parked => "parked",
             Drop::Rejected => "rejected",
             Drop::DrainDeadline => "drain_deadline",
+            Drop::LostDownstream => "lost_downstream",
         }
     }
 }
@@ -274,6 +278,12 @@ pub struct ShardCounters {
     pub failed: Cell,
     /// Connections that are not read for lack of memory.
     pub paused: Cell,
+    /// Syncs answered: nothing was lost.
+    pub synced: Cell,
+    /// Syncs answered: something was lost.
+    pub lost: Cell,
+    /// Syncs that wait for their answer.
+    pub syncs_pending: Cell,
     /// Time spent working rather than waiting, in nanoseconds.
     pub busy_nanoseconds: Cell,
 }

@@ -3,13 +3,13 @@
 //! charged for.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam_queue::SegQueue;
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::Notify;
 
-use crate::batch::{Batch, Settled};
+use crate::batch::{Batch, BatchId, Settled};
 
 /// Sealed batches on their way to delivery.
 #[derive(Debug, Default)]
@@ -41,10 +41,21 @@ impl Handoff {
     }
 }
 
+/// What a shard hears of a batch of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Returned {
+    /// Every event of it is delivered or lost.
+    Settled(Settled),
+    /// It is on disk, synced, and not settled yet.
+    Stored(BatchId),
+}
+
 /// Outcomes on their way back to one shard.
 #[derive(Debug)]
 pub struct Returns {
-    settled: SegQueue<Settled>,
+    returned: SegQueue<Returned>,
+    /// Whether somebody waits for them.
+    is_wanted: AtomicBool,
     /// The shard's bell.
     pub bell: Bell,
 }
@@ -55,17 +66,39 @@ impl Returns {
     /// # Errors
     /// Where the system gives no event descriptor.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { settled: SegQueue::new(), bell: Bell::new()? })
+        Ok(Self { returned: SegQueue::new(), is_wanted: AtomicBool::new(false), bell: Bell::new()? })
     }
 
-    /// Tells the shard what became of one of its batches. It looks when it next wakes.
+    /// Tells the shard what became of one of its batches. It looks when it next wakes, and is woken where a sync
+    /// waits.
     pub fn push(&self, settled: Settled) {
-        self.settled.push(settled);
+        self.push_returned(Returned::Settled(settled));
     }
 
-    /// The next outcome, if there is one.
-    pub fn pop(&self) -> Option<Settled> {
-        self.settled.pop()
+    /// Tells the shard that one of its batches is on disk and synced.
+    pub fn push_stored(&self, id: BatchId) {
+        self.push_returned(Returned::Stored(id));
+    }
+
+    fn push_returned(&self, returned: Returned) {
+        self.returned.push(returned);
+        // With the one in `want`: either the shard finds what was pushed, or we see that it wants to be woken.
+        fence(Ordering::SeqCst);
+        if self.is_wanted.load(Ordering::Relaxed) {
+            self.bell.ring();
+        }
+    }
+
+    /// The shard says whether it is to be woken for what comes. Once it wants to be, it must look again before it
+    /// sleeps.
+    pub fn want(&self, is_wanted: bool) {
+        self.is_wanted.store(is_wanted, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// What came back next, if anything did.
+    pub fn pop(&self) -> Option<Returned> {
+        self.returned.pop()
     }
 }
 

@@ -19,6 +19,7 @@ use crate::delivery::{Command, Delivery, Parts};
 use crate::destination::Destination;
 use crate::destination::directory::Directory;
 use crate::destination::firehose::{Firehose, FirehoseSettings};
+use crate::destination::relay::Relay;
 use crate::drain::{self, Drained};
 use crate::lifecycle::Lifecycle;
 use crate::memory::{Memory, Plan};
@@ -99,6 +100,7 @@ async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
 async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<Destination> {
     Ok(match &config.destination {
         DestinationChoice::Null => Destination::Null,
+        DestinationChoice::Relay(address) => Destination::Relay(Relay::new(address, config.connect_timeout)),
         DestinationChoice::Directory(root) => {
             Destination::Directory(Directory::open(root, &instance(), Arc::clone(&metrics.fsync_duration))?)
         }

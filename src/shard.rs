@@ -2,7 +2,8 @@
 //! seals batches. No locks, no async; after start-up nothing is allocated, logged or timed per event.
 //!
 //! It meets delivery only in `queue`. [`run`] is the loop; `shard::intake` is what happens to bytes;
-//! `shard::reading` decides how much of each connection is read.
+//! `shard::reading` decides how much of each connection is read; `shard::answering` answers control frames and,
+//! with `shard::sync` and `shard::window`, says when what a connection sent is safe.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,11 +20,14 @@ use crate::net::{Driver, DriverKind, Reaped};
 use crate::queue::{Handoff, Returns};
 use crate::stream::Registry;
 
+mod answering;
 #[doc(hidden)]
 pub mod bare;
 mod intake;
 mod reading;
 mod roster;
+mod sync;
+mod window;
 
 use self::intake::Intake;
 
@@ -35,6 +39,8 @@ const GATHER_PAUSE: Duration = Duration::from_micros(950);
 const WAITING_CHECK: Duration = Duration::from_millis(100);
 /// While draining, a connection at the boundary of a frame that was quiet for so long is closed.
 const DRAIN_QUIET: Duration = Duration::from_millis(200);
+/// How long the last answers to syncs may take to be written before the thread ends.
+const LAST_ANSWERS: Duration = Duration::from_millis(200);
 
 /// What all shards share.
 #[derive(Debug)]
@@ -191,9 +197,21 @@ impl Shard {
             self.obey();
             self.intake.apply(&mut self.driver);
             if self.phase == Phase::Stop {
-                return Ok(());
+                return self.say_the_last();
             }
         }
+    }
+
+    /// Answers what the last outcomes make possible, and gives the answers a moment to be written.
+    fn say_the_last(mut self) -> io::Result<()> {
+        let until = Instant::now() + LAST_ANSWERS;
+        self.intake.turn();
+        self.intake.apply(&mut self.driver);
+        while self.intake.has_unwritten() && Instant::now() < until {
+            self.driver.wait(Some(LAST_ANSWERS / 10), Duration::ZERO, &mut self.intake)?;
+            self.intake.apply(&mut self.driver);
+        }
+        Ok(())
     }
 
     /// How long nothing needs to be done unless something comes.
@@ -232,7 +250,7 @@ impl Shard {
         if self.phase == Phase::Serve {
             self.draining_since = Some(Instant::now());
             self.driver.stop_listening(&mut self.intake);
-            self.intake.shut_down_writing();
+            self.intake.begin_drain();
         }
         self.phase = phase;
     }

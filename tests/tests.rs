@@ -15,5 +15,8 @@ mod suite {
     mod lanes;
     mod listeners;
     mod memory;
+    mod relay_to_relay;
     mod seccomp;
+    mod send;
+    mod sync;
 }

@@ -55,6 +55,8 @@ pub enum DestinationChoice {
     Directory(PathBuf),
     /// Amazon Data Firehose.
     Firehose,
+    /// Another relay, or a fleet of them, at `HOST:PORT`.
+    Relay(String),
     /// Accepts and forgets, for measuring.
     Null,
 }
@@ -72,16 +74,19 @@ impl FromStr for DestinationChoice {
             ("directory", _) => Err("the path is missing; write \"directory:PATH\"".into()),
             ("firehose", None) => Ok(Self::Firehose),
             ("null", None) => Ok(Self::Null),
-            ("kinesis" | "relay", _) => Err(format!(
-                "the destination \"{kind}\" does not exist yet; write \"directory:PATH\", \"firehose\" \
-                 or \"null\""
-            )),
+            ("relay", Some(address)) if is_host_and_port(address) => Ok(Self::Relay(address.to_owned())),
+            ("relay", _) => Err("the other relay's address is missing; write \"relay:HOST:PORT\"".into()),
+            ("kinesis", _) => {
+                Err("the destination \"kinesis\" does not exist yet; write \"directory:PATH\", \
+                                   \"firehose\", \"relay:HOST:PORT\" or \"null\""
+                    .into())
+            }
             ("firehose" | "null", Some(_)) => {
                 Err(format!("\"{kind}\" takes nothing behind it; write \"{kind}\""))
             }
             _ => Err(format!(
-                "not a destination; write \"directory:PATH\", \"firehose\" or \"null\"{}",
-                did_you_mean(kind, ["directory", "firehose", "null"], '"')
+                "not a destination; write \"directory:PATH\", \"firehose\", \"relay:HOST:PORT\" or \"null\"{}",
+                did_you_mean(kind, ["directory", "firehose", "relay", "null"], '"')
             )),
         }
     }
@@ -92,9 +97,16 @@ impl fmt::Display for DestinationChoice {
         match self {
             Self::Directory(path) => write!(f, "directory:{}", Path::display(path)),
             Self::Firehose => f.write_str("firehose"),
+            Self::Relay(address) => write!(f, "relay:{address}"),
             Self::Null => f.write_str("null"),
         }
     }
+}
+
+/// Whether it is a name or an address with a port; the name is resolved when it is connected to.
+fn is_host_and_port(text: &str) -> bool {
+    let parts = text.rsplit_once(':');
+    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 /// Which driver reads the sockets.
@@ -141,6 +153,22 @@ impl fmt::Display for OnFull {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(Self::NAMES[*self as usize])
     }
+}
+
+/// When a sync is answered: what counts as safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncAt {
+    /// Accepted by the destination.
+    Delivered,
+    /// That, or written to the spool of this host and synced.
+    Stored,
+}
+
+impl SyncAt {
+    /// All of them, in the order of [`Self::NAMES`].
+    pub const ALL: [Self; 2] = [Self::Delivered, Self::Stored];
+    /// What they are called in the configuration.
+    pub const NAMES: [&str; 2] = ["delivered", "stored"];
 }
 
 /// Who computes the SHA-256 of a call's body, which its signature needs.

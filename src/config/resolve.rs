@@ -9,7 +9,9 @@ use super::errors::{Errors, Place};
 use super::raw::{Given, Layer, Target};
 use super::stream::StreamOptions;
 use super::units::format_duration;
-use super::{BodyHash, Config, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode};
+use super::{
+    BodyHash, Config, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode, SyncAt,
+};
 
 /// Applies the layers in ascending precedence, the defaults first.
 pub(super) fn resolve(layers: Vec<Layer>, errors: Errors) -> Result<Config, Errors> {
@@ -82,6 +84,7 @@ impl Draft {
         config.connect_timeout = config.connect_timeout.min(config.call_timeout);
         self.check_retries();
         self.check_addresses();
+        self.check_sync();
         self.check_streams();
     }
 
@@ -104,6 +107,14 @@ impl Draft {
             let message =
                 format!("listen and admin both want port {}; give one of them another", admin.port());
             self.refuse(["listen", "admin"], message);
+        }
+    }
+
+    fn check_sync(&mut self) {
+        if self.config.sync_at == SyncAt::Stored && !has_spool(&self.config) {
+            let message =
+                "there is no spool where anything could be stored; configure one, or write \"delivered\"";
+            self.refuse(["sync_at"], message);
         }
     }
 
@@ -132,6 +143,11 @@ impl Draft {
     }
 }
 
+/// Whether batches are written to disk before they are delivered.
+fn has_spool(_config: &Config) -> bool {
+    false
+}
+
 /// Whether both can not be bound: the same port of the same address, where a wildcard is every address of its
 /// family. Port 0 never clashes.
 fn clash(a: SocketAddr, b: SocketAddr) -> bool {
@@ -144,6 +160,7 @@ fn clash(a: SocketAddr, b: SocketAddr) -> bool {
 fn blank() -> Config {
     Config {
         listen: Vec::new(),
+        sync_at: SyncAt::Delivered,
         admin: SocketAddr::from(([0, 0, 0, 0], 0)),
         destination: DestinationChoice::Null,
         endpoint_url: None,

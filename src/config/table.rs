@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::Config;
-use super::choices::{BodyHash, IoChoice, OnFull, Packing, PackingMode};
+use super::choices::{BodyHash, IoChoice, OnFull, Packing, PackingMode, SyncAt};
 use super::name;
 use super::setters::{set_endpoint_url, set_listen, set_log, set_region};
 use super::setting::{Group, Kind, Setting};
@@ -64,6 +64,18 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         kind: Kind::Count { from: 1, to: 1_000_000, word: None, set: |c, n| c.max_connections = n as usize },
     },
     Setting {
+        key: "sync_at",
+        group: Group::Listening,
+        help: "When a !sync of a client is answered",
+        doc: "\"delivered\": once the destination has accepted what it covers. \"stored\": also once that is \
+              synced to the spool, for hosts whose disk outlives the process.",
+        default: r#""delivered""#,
+        kind: Kind::Choice {
+            names: &SyncAt::NAMES,
+            set: |config, index| config.sync_at = SyncAt::ALL[index],
+        },
+    },
+    Setting {
         key: "takeover",
         group: Group::Listening,
         help: "Listen even where another relay listens already",
@@ -77,11 +89,12 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         group: Group::Destination,
         help: "Where events go",
         doc: "\"directory:PATH\" writes files below PATH, laid out as Firehose lays out S3. \"firehose\" is \
-              Amazon Data Firehose. \"null\" accepts and forgets, for measuring.",
+              Amazon Data Firehose. \"relay:HOST:PORT\" is another relay, or a fleet of them behind one name, \
+              which is synced with. \"null\" accepts and forgets, for measuring.",
         default: r#""directory:./standpipe-data""#,
         kind: Kind::Text {
             name: "DESTINATION",
-            form: "\"directory:PATH\", \"firehose\" or \"null\"",
+            form: "\"directory:PATH\", \"firehose\", \"relay:HOST:PORT\" or \"null\"",
             set: |config, text| text.parse().map(|destination| config.destination = destination),
         },
     },

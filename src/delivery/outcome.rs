@@ -24,6 +24,12 @@ impl Delivery {
                 self.deliver(&piece, |_| true, now);
                 Verdict::Progress
             }
+            Outcome::Lost { events } => {
+                counters.call(metrics::Outcome::Ok);
+                counters.records(records, metrics::Outcome::Ok);
+                self.deliver_with_loss(&piece, events, now);
+                Verdict::Progress
+            }
             Outcome::Partial(answers) => self.judge_partial(&counters, piece, &answers, now),
             Outcome::Unknown { message } => {
                 counters.call(metrics::Outcome::Unknown);
@@ -121,6 +127,23 @@ impl Delivery {
         let latency = &self.parts.metrics.delivery_latency;
         let returns = &self.parts.returns;
         piece.settle(Fate::Delivered, chosen, |ticket, settled| {
+            latency.observe_weighted(now - ticket.oldest, ticket.events - settled.lost);
+            returns[usize::from(settled.id.shard)].push(settled);
+        });
+        self.released = true;
+    }
+
+    /// Counts and settles a piece of which so many events at most were lost behind the destination. Whose they
+    /// were is not known, so every batch in it is told of as many.
+    fn deliver_with_loss(&mut self, piece: &Piece, lost: u64, now: Instant) {
+        let (events, bytes) = (piece.events(), piece.bytes() as u64);
+        let lost = lost.min(events);
+        let label = &piece.stream().label;
+        label.dropped(lost, Drop::LostDownstream);
+        label.delivered(events - lost, bytes / events.max(1) * (events - lost), 0);
+        let latency = &self.parts.metrics.delivery_latency;
+        let returns = &self.parts.returns;
+        piece.settle_with_loss(lost, |ticket, settled| {
             latency.observe_weighted(now - ticket.oldest, ticket.events - settled.lost);
             returns[usize::from(settled.id.shard)].push(settled);
         });

@@ -159,6 +159,21 @@ impl Piece {
         }
     }
 
+    /// Settles every event, of which `lost` were lost, nobody knows whose: each batch is told of as many as it may
+    /// have lost at most. `told` hears of each batch that this completes.
+    pub fn settle_with_loss(&self, lost: u64, mut told: impl FnMut(&Ticket, Settled)) {
+        for Share { ticket, events, .. } in self.shares() {
+            let lost = lost.min(events);
+            for (events, fate) in [(lost, Fate::Lost), (events - lost, Fate::Delivered)] {
+                if events > 0
+                    && let Some(settled) = ticket.settle(events, fate)
+                {
+                    told(&ticket, settled);
+                }
+            }
+        }
+    }
+
     /// A piece of the records that `chosen` picks, copied out so that the memory of the rest can go.
     pub fn only(&self, memory: &Arc<Memory>, chosen: impl Fn(usize) -> bool) -> Piece {
         let picked: Vec<usize> = (0..self.records.len()).filter(|index| chosen(*index)).collect();

@@ -117,6 +117,13 @@ fn shard_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
         let open: u64 = cells.iter().fold(0, |sum: u64, cell| sum.wrapping_add(cell.get()));
         add(&mut connections, &[("listener", listener)], open as f64);
     }
+    let mut syncs =
+        counter("standpipe_syncs_total", "Syncs answered, by whether anything they covered was lost.");
+    for (outcome, pick) in [("synced", false), ("lost", true)] {
+        let cells =
+            metrics.shards.iter().map(|shard| if pick { shard.lost.get() } else { shard.synced.get() });
+        add(&mut syncs, &[("outcome", outcome)], cells.sum::<u64>() as f64);
+    }
     let sum = |pick: fn(&super::ShardCounters) -> u64| metrics.shards.iter().map(pick).sum::<u64>() as f64;
     vec![
         rejected,
@@ -155,6 +162,11 @@ fn shard_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
         one(
             gauge("standpipe_paused_connections", "Connections that are not read, for lack of memory."),
             sum(|shard| shard.paused.get()),
+        ),
+        syncs,
+        one(
+            gauge("standpipe_syncs_pending", "Syncs that wait for their answer."),
+            sum(|shard| shard.syncs_pending.get()),
         ),
     ]
 }

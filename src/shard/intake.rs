@@ -14,13 +14,14 @@ use crate::frame::{self, Frame, Reject, STREAM_NAME_BYTES_MAX};
 use crate::linger::Wheel;
 use crate::metrics::{Drop, Place, ShardCounters};
 use crate::net::{Driver, End, Handler, Key, Reading};
+use crate::queue::Returns;
 
 use super::reading::Pressure;
 use super::roster::Roster;
+use super::sync::Syncs;
+use super::window::Window;
 use super::{Orders, Shared};
 
-/// Answers to control frames that a connection may leave unread; then it is not read until it reads.
-const ANSWERS_BYTES_MAX: usize = 64 * 80;
 /// A fault that lasts is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// A blocked connection goes on once there is this much room, so that it does not go on for a single event.
@@ -39,9 +40,23 @@ pub(super) struct Peer {
     pub(super) charged: usize,
     pub(super) last_data: Instant,
     pub(super) blocked_on: Option<Block>,
-    has_sent: bool,
-    ended: bool,
-    answers_bytes: usize,
+    /// What it is to be told of its syncs, from its first control frame on.
+    pub(super) syncs: Option<Box<Syncs>>,
+    /// Bytes charged to the partial share for its syncs.
+    pub(super) charged_syncs: usize,
+    /// Its frames that were rejected or dropped since its last sync.
+    pub(super) lost: u64,
+    /// The events that the shard had lost when it was accepted.
+    pub(super) lost_before: u64,
+    /// Whether it has sent an event.
+    pub(super) has_events: bool,
+    /// Nothing is written to it any more.
+    pub(super) is_shut: bool,
+    /// It is not read any more, and closed once its syncs are answered.
+    pub(super) is_answered_only: bool,
+    pub(super) has_ended: bool,
+    pub(super) answers_bytes: usize,
+    pub(super) has_sent: bool,
 }
 
 /// What a blocked connection waits for.
@@ -51,11 +66,13 @@ pub(super) enum Block {
     Memory { stream: u32, bytes: usize },
     /// The peer to read its answers.
     Answers,
+    /// One of its syncs to be answered.
+    Syncs,
 }
 
 /// What is to be done to the driver.
 #[derive(Debug)]
-enum Action {
+pub(super) enum Action {
     Read(Key, Reading),
     Answer(Key, Vec<u8>),
     ShutDownWriting(Key),
@@ -72,14 +89,20 @@ pub(super) struct Intake {
     peers_open: usize,
     streams: Roster,
     wheel: Wheel,
-    sequence: u64,
-    actions: Vec<Action>,
+    /// The batches that are not safe, and who waits for them.
+    pub(super) window: Window,
+    /// Events of batches of this shard that were lost.
+    pub(super) lost_in_all: u64,
+    /// Connections that are only kept to be answered.
+    pub(super) answered_only: usize,
+    /// Scratch of `answering`.
+    pub(super) woken: Vec<Key>,
+    pub(super) actions: Vec<Action>,
     pub(super) pressure: Pressure,
     /// Connections that are blocked.
     blocked: Vec<Key>,
-    draining: bool,
     /// Time is over: what finds no room now is dropped.
-    closing: bool,
+    pub(super) closing: bool,
     accept_failed_at: Option<Instant>,
     dropped_at: Option<Instant>,
 }
@@ -94,11 +117,13 @@ impl Intake {
             peers_open: 0,
             streams: Roster::default(),
             wheel,
-            sequence: 0,
+            window: Window::default(),
+            lost_in_all: 0,
+            answered_only: 0,
+            woken: Vec::new(),
             actions: Vec::new(),
             pressure: Pressure::default(),
             blocked: Vec::new(),
-            draining: false,
             closing: false,
             accept_failed_at: None,
             dropped_at: None,
@@ -111,6 +136,10 @@ impl Intake {
 
     pub(super) fn orders(&self) -> &Orders {
         &self.shared.orders
+    }
+
+    pub(super) fn returns(&self) -> &Returns {
+        &self.shared.returns[self.shard]
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -131,9 +160,9 @@ impl Intake {
         !self.blocked.is_empty() || self.pressure.is_on()
     }
 
-    /// Whether every connection is closed and every driver action taken.
+    /// Whether no connection is read any more.
     pub(super) fn is_done(&self) -> bool {
-        self.peers_open == 0
+        self.peers_open == self.answered_only
     }
 
     /// Everything that is done once after each wait: seal what is due, let blocked connections go on.
@@ -143,9 +172,7 @@ impl Intake {
         for index in due {
             self.seal(index);
         }
-        while self.shared.returns[self.shard].pop().is_some() {
-            // Nobody waits for outcomes yet: a synchronising connection will.
-        }
+        self.hear_outcomes();
         self.resume_blocked();
         self.relieve();
     }
@@ -166,30 +193,6 @@ impl Intake {
         self.actions.push(Action::Read(key, reading));
     }
 
-    /// Tells every peer that no answer will come any more; from now on quiet connections are closed.
-    pub(super) fn shut_down_writing(&mut self) {
-        self.draining = true;
-        for key in self.keys() {
-            self.actions.push(Action::ShutDownWriting(key));
-        }
-    }
-
-    /// Closes the connections that stand at the boundary of a frame and were quiet for `quiet`; with zero, all.
-    pub(super) fn close_quiet(&mut self, quiet: Duration) {
-        for key in self.keys() {
-            let Some(peer) = self.peers[key as usize].as_ref() else { continue };
-            let is_quiet = peer.connection.is_at_boundary()
-                && self.now.saturating_duration_since(peer.last_data) >= quiet;
-            if quiet.is_zero() {
-                self.closing = true;
-                self.feed(key, None);
-            }
-            if is_quiet || quiet.is_zero() {
-                self.close(key);
-            }
-        }
-    }
-
     pub(super) fn seal_all(&mut self) {
         for place in self.streams.places() {
             self.seal(place);
@@ -199,18 +202,21 @@ impl Intake {
     /// Forgets the streams that were idle for long.
     pub(super) fn sweep(&mut self) {
         let now = self.now;
-        self.streams.forget(|local| {
-            local.buffer.is_empty() && now.saturating_duration_since(local.used_at) > IDLE_STREAM
+        let Self { streams, window, .. } = self;
+        streams.forget(|place, local| {
+            local.buffer.is_empty()
+                && window.is_clear(place)
+                && now.saturating_duration_since(local.used_at) > IDLE_STREAM
         });
     }
 
-    fn keys(&self) -> Vec<Key> {
+    pub(super) fn keys(&self) -> Vec<Key> {
         let open = self.peers.iter().enumerate().filter(|(_, peer)| peer.is_some());
         open.map(|(key, _)| key as Key).collect()
     }
 
     /// Runs the bytes of one connection through framing.
-    fn feed(&mut self, key: Key, bytes: Option<&[u8]>) {
+    pub(super) fn feed(&mut self, key: Key, bytes: Option<&[u8]>) {
         let Some(mut peer) = self.peers[key as usize].take() else { return };
         let was_blocked = peer.blocked_on.is_some();
         if bytes.is_none() {
@@ -228,6 +234,7 @@ impl Intake {
             self.shared.memory.add_waiting();
         }
         self.peers[key as usize] = Some(peer);
+        self.answer_syncs(key);
         self.charge_partial(key);
         self.set_reading(key);
     }
@@ -255,6 +262,7 @@ impl Intake {
         match peer.blocked_on {
             Some(Block::Memory { stream, bytes }) => self.has_room(stream, bytes),
             Some(Block::Answers) => peer.answers_bytes == 0,
+            Some(Block::Syncs) => !peer.has_most_syncs(),
             None => true,
         }
     }
@@ -265,9 +273,15 @@ impl Intake {
         may_drop || self.shared.memory.has_room(&local.stream.account, bytes as u64)
     }
 
-    fn reject(&mut self, reason: Reject) -> Taken {
-        self.counters().rejected[reason as usize].add(1);
+    /// Counts a frame that is not taken. To the next sync of its connection it is lost.
+    fn reject(&mut self, reason: Reject, peer: &mut Peer) -> Taken {
+        self.count_rejected(reason);
+        peer.lost += 1;
         Taken::Yes
+    }
+
+    pub(super) fn count_rejected(&mut self, reason: Reject) {
+        self.counters().rejected[reason as usize].add(1);
     }
 
     /// The place of a stream that this shard sees for the first time.
@@ -290,8 +304,13 @@ impl Intake {
                     let cell = &local.cell;
                     cell.open.add(1);
                     cell.received.add(1);
+                    let mut batch = local.batch;
                     if was_empty {
-                        self.opened_buffer(index);
+                        batch = self.opened_buffer(index);
+                    }
+                    match peer.syncs.as_deref_mut() {
+                        Some(syncs) => syncs.note(index, batch, &self.window),
+                        None => peer.has_events = true,
                     }
                     return Taken::Yes;
                 }
@@ -303,7 +322,8 @@ impl Intake {
         self.full(index, payload.len(), peer)
     }
 
-    fn opened_buffer(&mut self, index: u32) {
+    /// The first event of a batch was appended: its sequence.
+    fn opened_buffer(&mut self, index: u32) -> u64 {
         let since = self.now.saturating_duration_since(self.shared.metrics.epoch).as_nanos();
         let local = self.streams.get_mut(index).expect("a known name has a stream");
         local.used_at = self.now;
@@ -312,6 +332,8 @@ impl Intake {
             cell.open_since.set(u64::try_from(since).unwrap_or(u64::MAX).max(1));
         }
         self.wheel.add(local.stream.phase, index);
+        local.batch = self.window.open(index);
+        local.batch
     }
 
     /// A stream is at its cap: drop the event, or have its connection wait.
@@ -330,6 +352,7 @@ impl Intake {
         };
         local.stream.label.dropped(1, reason);
         local.cell.received.add(1);
+        peer.lost += 1;
         if self.dropped_at.is_none_or(|at| self.now - at >= LOG_INTERVAL) {
             self.dropped_at = Some(self.now);
             let (name, reason) = (&local.stream.name, reason.label());
@@ -342,9 +365,8 @@ impl Intake {
 
     fn seal(&mut self, index: u32) {
         let Some(local) = self.streams.get_mut(index) else { return };
-        let id = BatchId { shard: self.shard as u16, sequence: self.sequence };
+        let id = BatchId { shard: self.shard as u16, sequence: local.batch };
         let Some(batch) = local.buffer.seal(id, self.now) else { return };
-        self.sequence += 1;
         let events = batch.ticket.events;
         local.stream.label.enter(events, Place::Queued);
         let cell = &local.cell;
@@ -353,41 +375,6 @@ impl Intake {
             cell.open_since.set(0);
         }
         self.shared.handoff.push(batch);
-    }
-
-    /// Answers a control frame. An old client never sees this, since `!` is no stream character.
-    fn control(&mut self, key: Key, peer: &mut Peer, control: &[u8]) -> Taken {
-        if peer.answers_bytes > ANSWERS_BYTES_MAX {
-            peer.blocked_on = Some(Block::Answers);
-            return Taken::Blocked;
-        }
-        let control = control.strip_suffix(b"\r").unwrap_or(control);
-        let answer = match control {
-            b"ping" => b"!pong\n".to_vec(),
-            b"hello" => b"!hello sync_at=none\n".to_vec(),
-            _ => {
-                self.reject(Reject::BadControl);
-                let verb = control.split(|octet| *octet == b' ').next().unwrap_or_default();
-                let verb = &verb[..verb.len().min(STREAM_NAME_BYTES_MAX)];
-                format!("!error unknown verb {}\n", verb.escape_ascii()).into_bytes()
-            }
-        };
-        if !self.draining {
-            peer.answers_bytes += answer.len();
-            self.actions.push(Action::Answer(key, answer));
-        }
-        Taken::Yes
-    }
-
-    /// Closes a connection that has ended, once all that it sent was taken and all that it asked was answered: a
-    /// peer that closed only its own side still reads.
-    fn close_if_done(&mut self, key: Key) {
-        let done = self.peers[key as usize]
-            .as_ref()
-            .is_some_and(|peer| peer.ended && !peer.connection.is_blocked() && peer.answers_bytes == 0);
-        if done {
-            self.close(key);
-        }
     }
 
     /// Closes a connection and gives back all that it held.
@@ -399,9 +386,10 @@ impl Intake {
             self.shared.memory.remove_waiting();
         }
         if peer.connection.keeps_half() {
-            self.reject(Reject::Truncated);
+            self.count_rejected(Reject::Truncated);
         }
-        self.shared.memory.move_partial(peer.charged as u64, 0);
+        self.forget_syncs(key, &peer);
+        self.shared.memory.move_partial((peer.charged + peer.charged_syncs) as u64, 0);
         if peer.reading == Reading::Paused {
             self.counters().paused.sub(1);
         }
@@ -409,6 +397,7 @@ impl Intake {
         self.shared.metrics.connections[peer.listener][self.shard].sub(1);
         self.shared.connections.fetch_sub(1, Relaxed);
         self.peers_open -= 1;
+        self.answered_only -= usize::from(peer.is_answered_only);
         self.actions.push(Action::Close(key));
     }
 }
@@ -477,8 +466,8 @@ impl Taker for Offer<'_> {
             (Seen::Control, Cut::Line(line)) => {
                 self.intake.control(self.key, self.peer, &line[1..line.len() - 1])
             }
-            (Seen::Reject(reason), _) => self.intake.reject(reason),
-            (_, Cut::TooLong) => self.intake.reject(Reject::TooLong),
+            (Seen::Reject(reason), _) => self.intake.reject(reason, self.peer),
+            (_, Cut::TooLong) => self.intake.reject(Reject::TooLong, self.peer),
         }
     }
 }
@@ -511,9 +500,16 @@ impl Handler for Intake {
             charged: 0,
             last_data: self.now,
             blocked_on: None,
-            has_sent: false,
-            ended: false,
+            syncs: None,
+            charged_syncs: 0,
+            lost: 0,
+            lost_before: self.lost_in_all,
+            has_events: false,
+            is_shut: false,
+            is_answered_only: false,
+            has_ended: false,
             answers_bytes: 0,
+            has_sent: false,
         });
         self.set_reading(key);
     }
@@ -529,12 +525,12 @@ impl Handler for Intake {
 
     fn ended(&mut self, key: Key, end: End) {
         let Some(peer) = self.peers[key as usize].as_mut() else { return };
-        peer.ended = true;
+        peer.has_ended = true;
+        let has_sent = peer.has_sent;
         if end == End::Failed {
-            // Nobody is there any more who could read an answer.
-            peer.answers_bytes = 0;
+            self.give_answers_up(key);
         }
-        match (peer.has_sent, end) {
+        match (has_sent, end) {
             // Health checks end with a reset as well as with a close.
             (false, _) => self.counters().health_probes.add(1),
             (true, End::Failed) => self.counters().failed.add(1),
@@ -546,6 +542,9 @@ impl Handler for Intake {
     fn sent(&mut self, key: Key, bytes: usize) {
         let Some(peer) = self.peers[key as usize].as_mut() else { return };
         peer.answers_bytes = peer.answers_bytes.saturating_sub(bytes);
+        if bytes == usize::MAX {
+            self.give_answers_up(key);
+        }
         self.close_if_done(key);
     }
 

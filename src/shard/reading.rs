@@ -47,16 +47,19 @@ impl Intake {
     pub(super) fn charge_partial(&mut self, key: Key) {
         let Some(peer) = self.peers[key as usize].as_mut() else { return };
         let kept = peer.connection.kept_capacity();
-        if kept != peer.charged {
-            let before = std::mem::replace(&mut peer.charged, kept);
-            self.shared().memory.move_partial(before as u64, kept as u64);
+        let syncs = peer.syncs.as_ref().map_or(0, |syncs| syncs.bytes());
+        if (kept, syncs) != (peer.charged, peer.charged_syncs) {
+            let before = peer.charged + peer.charged_syncs;
+            (peer.charged, peer.charged_syncs) = (kept, syncs);
+            self.shared().memory.move_partial(before as u64, (kept + syncs) as u64);
         }
     }
 
     /// Tells the driver how much of a connection is to be read, where that has changed.
     pub(super) fn set_reading(&mut self, key: Key) {
         let Some(peer) = self.peers[key as usize].as_ref() else { return };
-        let wanted = self.wanted_reading(key, peer.charged, peer.blocked_on.is_some());
+        let wanted =
+            self.wanted_reading(key, peer.charged, peer.blocked_on.is_some() || peer.is_answered_only);
         if wanted == peer.reading {
             return;
         }

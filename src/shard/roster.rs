@@ -24,6 +24,8 @@ pub(super) struct Local {
     pub(super) cell: Arc<ShardCell>,
     pub(super) buffer: Buffer,
     pub(super) stream: Arc<Stream>,
+    /// The sequence of the batch that is open.
+    pub(super) batch: u64,
     pub(super) used_at: Instant,
 }
 
@@ -75,7 +77,7 @@ impl Roster {
         let name = Name::new(stream.name.as_bytes());
         let hash = self.hasher.hash_one(stream.name.as_bytes());
         let cell = Arc::clone(&stream.label.shards[shard]);
-        let local = Some(Local { name, cell, buffer, stream, used_at: now });
+        let local = Some(Local { name, cell, buffer, stream, batch: 0, used_at: now });
         let place = if let Some(place) = self.free.pop() {
             self.locals[place as usize] = local;
             place
@@ -109,9 +111,9 @@ impl Roster {
     }
 
     /// Forgets the streams that `is_idle` picks.
-    pub(super) fn forget(&mut self, is_idle: impl Fn(&Local) -> bool) {
+    pub(super) fn forget(&mut self, is_idle: impl Fn(u32, &Local) -> bool) {
         for place in self.places() {
-            if let Some(local) = self.locals[place as usize].take_if(|local| is_idle(local)) {
+            if let Some(local) = self.locals[place as usize].take_if(|local| is_idle(place, local)) {
                 let hash = self.hasher.hash_one(local.stream.name.as_bytes());
                 let entry = self.places.find_entry(hash, |found| *found == place);
                 entry.expect("a stream with a place is in the table").remove();

@@ -182,7 +182,7 @@ fn refusal(outcome: &Outcome) -> Option<Refusal> {
 fn message(outcome: &Outcome) -> &str {
     match outcome {
         Outcome::Refused { message, .. } | Outcome::Unknown { message } => message,
-        Outcome::Accepted | Outcome::Partial(_) => "",
+        Outcome::Accepted | Outcome::Partial(_) | Outcome::Lost { .. } => "",
     }
 }
 
