@@ -38,6 +38,8 @@ pub mod destination;
 pub mod drain;
 pub mod encode;
 pub mod frame;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod lifecycle;
 pub mod linger;
 pub mod memory;

@@ -189,6 +189,20 @@ impl Intake {
         }
     }
 
+    /// Takes the answers out of what was noted down, where there is no driver; they count as read by the peer.
+    pub(super) fn take_answers(&mut self) -> Vec<(Key, Vec<u8>)> {
+        let mut answers = Vec::new();
+        self.actions.retain_mut(|action| {
+            let Action::Answer(key, answer) = action else { return true };
+            answers.push((*key, std::mem::take(answer)));
+            false
+        });
+        for (key, answer) in &answers {
+            self.sent(*key, answer.len());
+        }
+        answers
+    }
+
     pub(super) fn note_reading(&mut self, key: Key, reading: Reading) {
         self.actions.push(Action::Read(key, reading));
     }
