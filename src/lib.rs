@@ -13,7 +13,7 @@
 //! - [`destination`] makes a call and says truthfully what became of it; AWS appears only there.
 //!
 //! Beside the path: [`memory`] is the one limit and who holds how much of it, [`metrics`] accounts for every
-//! event, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
+//! event, [`failpoint`] lets tests kill the process at a named point, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
 //! [`drain`] lead to the end, and [`relay`] alone knows everybody.
 //!
 //! Beside the relay: [`client`] sends events and keeps them until they are synced; [`send`] is `standpipe send`,
@@ -37,6 +37,7 @@ pub mod delivery;
 pub mod destination;
 pub mod drain;
 pub mod encode;
+pub mod failpoint;
 pub mod frame;
 #[cfg(fuzzing)]
 pub mod fuzz;

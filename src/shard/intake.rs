@@ -10,6 +10,7 @@ use crate::batch::BatchId;
 use crate::buffer::{Append, Buffer};
 use crate::config::OnFull;
 use crate::connection::{Connection, Cut, Taken, Taker};
+use crate::failpoint::{self, Point};
 use crate::frame::{self, Frame, Reject, STREAM_NAME_BYTES_MAX};
 use crate::linger::Wheel;
 use crate::metrics::{Drop, Place, ShardCounters};
@@ -388,6 +389,7 @@ impl Intake {
         if cell.open.get() == 0 {
             cell.open_since.set(0);
         }
+        failpoint::pass(Point::Seal);
         self.shared.handoff.push(batch);
     }
 
