@@ -50,6 +50,17 @@ pub enum SyncAt {
     All,
 }
 
+/// Where the last relay delivers to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Destination {
+    /// A sink in this process.
+    Firehose,
+    /// A folder, read back at the end; with `--faultfs` it forgets at each kill what was not synced.
+    Directory,
+    /// Nowhere: whatever is answered `!synced` is a lie, which must be found out. A test of this test.
+    Null,
+}
+
 /// The options of `chaos`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -68,9 +79,13 @@ pub struct Options {
     /// Empties the spool at each kill: rounds with `delivered` only, since `stored` cannot outlive that.
     #[arg(long)]
     pub delete_spool: bool,
-    /// The binary of the file system that forgets; the spool lies there, and is cut at each kill.
+    /// The binary of the file system that forgets: the spool lies there, or what is delivered to `directory`, and it
+    /// is cut at each kill.
     #[arg(long, value_name = "PATH")]
     pub faultfs: Option<PathBuf>,
+    /// Where the last relay delivers to.
+    #[arg(long, value_name = "KIND", default_value = "firehose")]
+    pub destination: Destination,
     /// Relays behind one another, each delivering to the next; any of them is killed.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
     pub chain: u8,

@@ -4,7 +4,7 @@
 //! The order: sink, relay, connections, events, half-close, wait until the relay holds nothing, look at its
 //! metrics and its CPU time, SIGTERM, and only then judge.
 
-mod directory;
+pub(crate) mod directory;
 pub mod metrics;
 pub mod relay;
 pub mod report;

@@ -12,10 +12,10 @@ use super::loris::Loris;
 use super::schedule::{Phase, Weather, lives};
 use super::station::{Counted, Disk, Station};
 use super::world::World;
-use super::{Mode, Options, SyncAt};
+use super::{Destination, Mode, Options, SyncAt};
 use crate::event::Builder;
-use crate::run::{SECRET, relay_path};
-use crate::sink::ledger::Check;
+use crate::run::{SECRET, directory, relay_path};
+use crate::sink::ledger::{Check, Ledger};
 use crate::sink::{Settings, Sink};
 
 /// See the module.
@@ -76,7 +76,10 @@ impl Round<'_> {
         // Starting again takes longer than living, on a machine with much else to do.
         let deadline = Instant::now() + longest * 2 + self.options.settle * 2;
         let streams = (0..self.options.streams).map(|number| format!("chaos-{number}")).collect();
-        let checked = (self.sync_at == SyncAt::Delivered).then(|| Arc::clone(&sink));
+        // Files can only be read back when nobody writes to them.
+        let is_checked =
+            self.sync_at == SyncAt::Delivered && self.options.destination != Destination::Directory;
+        let checked = is_checked.then(|| Arc::clone(&sink));
         let world = World::new(streams, stations[0].address(), deadline, checked);
         let builder = Builder::new(self.seed, self.options.size)?;
         let _loris = Loris::start(self.options.slow_loris, world.address());
@@ -91,7 +94,13 @@ impl Round<'_> {
                 clients.into_iter().map(|client| client.join().expect("a client does not panic")).collect();
             killed.map(|()| (told, self.settle(&mut stations)))
         })?;
-        Ok(self.judge(&world, &sink, &stations, &told, wrong))
+        match self.options.destination {
+            Destination::Directory => {
+                let ledger = directory::read(&data_folder(scratch.path()), self.seed)?;
+                Ok(self.judge(&world, &ledger, &stations, &told, wrong))
+            }
+            _ => Ok(sink.with_ledger(|ledger| self.judge(&world, ledger, &stations, &told, wrong))),
+        }
     }
 
     fn sink(&self) -> anyhow::Result<Sink> {
@@ -110,37 +119,58 @@ impl Round<'_> {
         let program = relay_path(self.options.relay.as_deref())?;
         let mut stations: Vec<Station> = Vec::new();
         for number in 0..usize::from(self.options.chain) {
-            let mut arguments: Vec<String> = match stations.first() {
-                None => vec![
-                    "--destination".into(),
-                    "firehose".into(),
-                    "--endpoint-url".into(),
-                    format!("http://{}", sink.address()),
-                ],
-                Some(next) => vec!["--destination".into(), format!("relay:{}", next.address())],
+            let destination = match stations.first() {
+                None => self.destination(scratch, sink),
+                Some(next) => vec![format!("relay:{}", next.address())],
             };
+            let mut arguments = vec!["--destination".to_owned()];
+            arguments.extend(destination);
             arguments.extend(ARGUMENTS.split_whitespace().map(str::to_owned));
-            let folder = scratch.join(format!("relay-{number}"));
-            std::fs::create_dir(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-            let disk = self.disk(&folder, &mut arguments)?;
+            let delivers_here = number == 0 && self.options.destination == Destination::Directory;
+            let disk = match delivers_here {
+                true => Some(self.mount(&data_folder(scratch))?),
+                false => self.spool(&scratch.join(format!("spool-{number}")), &mut arguments)?,
+            };
             arguments.extend(self.options.relay_arguments.iter().cloned());
             stations.insert(0, Station::new(&program, arguments, scratch, disk)?);
         }
         Ok(stations)
     }
 
-    fn disk(&self, folder: &Path, arguments: &mut Vec<String>) -> anyhow::Result<Option<Disk>> {
+    /// What follows `--destination` where events leave the last relay.
+    fn destination(&self, scratch: &Path, sink: &Sink) -> Vec<String> {
+        match self.options.destination {
+            Destination::Firehose => ["firehose", "--endpoint-url", &format!("http://{}", sink.address())]
+                .map(str::to_owned)
+                .into(),
+            Destination::Directory => vec![format!("directory:{}", data_folder(scratch).display())],
+            Destination::Null => vec!["null".to_owned()],
+        }
+    }
+
+    fn mount(&self, folder: &Path) -> anyhow::Result<Disk> {
+        std::fs::create_dir(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        let faultfs = self.options.faultfs.as_ref().map(|path| FaultFs::mount(path, folder)).transpose()?;
+        Ok(Disk {
+            folder: folder.to_owned(),
+            faultfs,
+            is_deleted: self.options.delete_spool,
+            // Half of a page of a file that people read is no event of theirs.
+            is_torn: self.options.destination != Destination::Directory,
+        })
+    }
+
+    fn spool(&self, folder: &Path, arguments: &mut Vec<String>) -> anyhow::Result<Option<Disk>> {
         let mode = match self.mode {
             Mode::Off | Mode::All => return Ok(None),
             Mode::Overflow => "overflow",
             Mode::Always => "always",
         };
-        let faultfs = self.options.faultfs.as_ref().map(|path| FaultFs::mount(path, folder)).transpose()?;
         arguments.extend(["--spool".to_owned(), folder.display().to_string()]);
         arguments.extend(["--spool-mode".to_owned(), mode.to_owned()]);
         let sync_at = if self.sync_at == SyncAt::Stored { "stored" } else { "delivered" };
         arguments.extend(["--sync-at".to_owned(), sync_at.to_owned()]);
-        Ok(Some(Disk { folder: folder.to_owned(), faultfs, is_deleted: self.options.delete_spool }))
+        self.mount(folder).map(Some)
     }
 
     fn kill(
@@ -187,23 +217,21 @@ impl Round<'_> {
     fn judge(
         &self,
         world: &World,
-        sink: &Sink,
+        ledger: &Ledger,
         stations: &[Station],
         told: &[Told],
         mut wrong: Vec<String>,
     ) -> Ended {
-        let totals = sink.totals();
+        let totals = ledger.totals();
         let sum = |of: fn(&Told) -> u64| told.iter().map(of).sum::<u64>();
         let sent: u64 = told.iter().flat_map(|told| &told.sent).sum();
         let (synced, lost, resent) =
             (sum(|told| told.synced), sum(|told| told.lost), sum(|told| told.resent));
-        let known: u64 = sink.with_ledger(|ledger| {
-            let of = |(number, name): (usize, &String)| {
-                let sent = told.iter().enumerate().map(|(client, told)| (client as u32, told.sent[number]));
-                ledger.accepted_of(name, sent)
-            };
-            world.streams.iter().enumerate().map(of).sum()
-        });
+        let of = |(number, name): (usize, &String)| {
+            let sent = told.iter().enumerate().map(|(client, told)| (client as u32, told.sent[number]));
+            ledger.accepted_of(name, sent)
+        };
+        let known: u64 = world.streams.iter().enumerate().map(of).sum();
         let mut counted = Counted::default();
         stations.iter().for_each(|station| counted.add(station.counted()));
         let counts = &totals.totals;
@@ -251,4 +279,8 @@ impl Round<'_> {
             wrong,
         }
     }
+}
+
+fn data_folder(scratch: &Path) -> std::path::PathBuf {
+    scratch.join("data")
 }

@@ -71,6 +71,8 @@ pub struct Disk {
     pub faultfs: Option<FaultFs>,
     /// Whether the folder is emptied at each death.
     pub is_deleted: bool,
+    /// Whether some of what was not synced may survive a cut.
+    pub is_torn: bool,
 }
 
 /// See the module.
@@ -187,7 +189,8 @@ impl Station {
     fn forget(&mut self, life: &Life) -> anyhow::Result<()> {
         let Some(disk) = &mut self.disk else { return Ok(()) };
         if let Some(faultfs) = &mut disk.faultfs {
-            faultfs.tell(&life.tear.map_or("cut".to_owned(), |seed| format!("cut {seed}")))?;
+            let seed = life.tear.filter(|_| disk.is_torn);
+            faultfs.tell(&seed.map_or("cut".to_owned(), |seed| format!("cut {seed}")))?;
         }
         if disk.is_deleted {
             empty(&disk.folder)?;
