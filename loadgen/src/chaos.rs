@@ -83,6 +83,9 @@ pub struct Options {
     /// is cut at each kill.
     #[arg(long, value_name = "PATH")]
     pub faultfs: Option<PathBuf>,
+    /// What the file system is told when it is mounted, such as `delay fsync 50ms`; may be repeated.
+    #[arg(long, value_name = "LINE", requires = "faultfs")]
+    pub faultfs_line: Vec<String>,
     /// Where the last relay delivers to.
     #[arg(long, value_name = "KIND", default_value = "firehose")]
     pub destination: Destination,

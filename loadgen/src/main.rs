@@ -35,6 +35,7 @@ enum Command {
     #[command(args_override_self = true)]
     Run(Box<RunArguments>),
     /// Kills relays again and again, under load, and accounts for every event that a client was promised.
+    #[command(args_override_self = true)]
     Chaos(Box<chaos::Options>),
     /// A bare receiver, started by `run --floor`.
     #[command(hide = true, subcommand)]

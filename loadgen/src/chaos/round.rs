@@ -150,7 +150,10 @@ impl Round<'_> {
 
     fn mount(&self, folder: &Path) -> anyhow::Result<Disk> {
         std::fs::create_dir(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-        let faultfs = self.options.faultfs.as_ref().map(|path| FaultFs::mount(path, folder)).transpose()?;
+        let mut faultfs = self.options.faultfs.as_ref().map(|path| FaultFs::mount(path, folder)).transpose()?;
+        if let Some(faultfs) = &mut faultfs {
+            self.options.faultfs_line.iter().try_for_each(|line| faultfs.tell(line).map(drop))?;
+        }
         Ok(Disk {
             folder: folder.to_owned(),
             faultfs,

@@ -8,6 +8,7 @@
 //! | `delay OPERATION DURATION` | makes it slow, as in `delay fsync 200ms` |
 //! | `limit BYTES` | the room for all files; beyond it is ENOSPC |
 //! | `read-only` | nothing can be changed any more |
+//! | `lie` | a sync says that it is done, and keeps nothing |
 //! | `clear` | ends all of these |
 //! | `stats` | what was done so far |
 
@@ -45,6 +46,10 @@ fn execute(disk: &mut Disk, line: &str) -> anyhow::Result<String> {
         }
         ["read-only"] => {
             disk.faults.set_read_only();
+            Ok(String::new())
+        }
+        ["lie"] => {
+            disk.faults.set_lying();
             Ok(String::new())
         }
         ["clear"] => {
@@ -110,6 +115,7 @@ mod tests {
             ("delay fsync 20ms", "ok"),
             ("limit 1000", "ok"),
             ("read-only", "ok"),
+            ("lie", "ok"),
             ("stats", "ok writes=0 syncs=0 failures=0 cuts=2 unsynced=0 used=0 room=1000"),
             ("clear", "ok"),
             ("cut x", "error `x` is no number: invalid digit found in string"),

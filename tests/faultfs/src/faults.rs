@@ -58,6 +58,7 @@ pub struct Faults {
     failures: Vec<Failure>,
     delays: Vec<(Operation, Duration)>,
     read_only: bool,
+    lies: bool,
 }
 
 impl Faults {
@@ -75,6 +76,16 @@ impl Faults {
     /// From now on nothing can be changed, as when a kernel has met a damaged disk.
     pub fn set_read_only(&mut self) {
         self.read_only = true;
+    }
+
+    /// From now on a sync says that it is done, and keeps nothing: what a program that forgets to sync would meet.
+    pub fn set_lying(&mut self) {
+        self.lies = true;
+    }
+
+    /// Whether syncs only say that they are done.
+    pub fn lies(&self) -> bool {
+        self.lies
     }
 
     /// How long `operation` has to wait before it is done.
