@@ -13,8 +13,8 @@
 //! - [`destination`] makes a call and says truthfully what became of it; AWS appears only there.
 //!
 //! Beside the path: [`memory`] is the one limit and who holds how much of it, [`metrics`] accounts for every
-//! event, [`failpoint`] lets tests kill the process at a named point, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
-//! [`drain`] lead to the end, and [`relay`] alone knows everybody.
+//! event, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
+//! [`drain`] lead to the end, [`failpoint`] leads to a sudden one in tests, and [`relay`] alone knows everybody.
 //!
 //! Beside the relay: [`client`] sends events and keeps them until they are synced; [`send`] is `standpipe send`,
 //! which is made of it.

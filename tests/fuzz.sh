@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly CARGO_FUZZ_VERSION=0.13.2
-seconds=8
+seconds=5
 if [[ ${1-} == --seconds ]]; then
     seconds=$2
     shift 2
