@@ -124,14 +124,13 @@ pub struct Options {
 ///
 /// A sentence if a round could not be run.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
-    let mut seed = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    let first = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let mut ended = Vec::new();
-    for (mode, sync_at) in rounds(options)? {
+    for (seed, (mode, sync_at)) in (first..).zip(rounds(options)?) {
         eprintln!("chaos: {} kills, mode {mode:?}, sync_at {sync_at:?}, --seed {seed}", options.kills);
         let round = Round { options, mode, sync_at, seed }.run()?;
         round.wrong.iter().for_each(|wrong| eprintln!("chaos: WRONG: {wrong}"));
         ended.push(round);
-        seed += 1;
     }
     eprintln!("{}", table(&ended));
     Ok(ended.iter().all(|round| round.wrong.is_empty()))
