@@ -56,9 +56,37 @@ found_out() {
     fi
 }
 
+# Whether this relay has a flag, or says a word in its help.
+has() { "$binaries/standpipe" --help | grep -q -e "$1"; }
+
+clock=$(compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' || true)
+if [[ -z $clock && $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    (apt-get update && apt-get install --yes --no-install-recommends libfaketime) >/dev/null 2>&1 || true
+    clock=$(compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' || true)
+fi
+
 readonly POINTS=seal,call.before,call.after,settle,answer
+readonly DISK_POINTS=append.before,append.after,fsync.before,fsync.after,remove.before,remove.after
 chaos "without a spool" --mode off --points "$POINTS"
-chaos "without a spool, among 1,000 connections of a byte a second" --mode off --slow-loris 1000 --kills 3
+chaos "in a hostile crowd" --mode off --slow-loris 1000 --flood 200 --kills 3
+if [[ -n $clock ]]; then
+    chaos "with a clock that jumps" --mode off --faketime "$clock" --kills 5
+else
+    echo "*** NO CLOCK JUMPS HERE: libfaketime is missing ***" >&2
+fi
+if has 'relay:'; then
+    chaos "one relay behind another" --mode off --chain 2 --points "$POINTS"
+fi
+if has --spool-mode; then
+    for mode in overflow always; do
+        chaos "spool: $mode" --mode $mode "${faultfs[@]}" --points "$POINTS,$DISK_POINTS"
+        chaos "spool: $mode, deleted at each kill" --mode $mode --delete-spool
+    done
+    if [[ ${#faultfs[@]} != 0 ]]; then
+        found_out "a spool on a disk that says it has synced and has not" --mode always --sync-at stored \
+            "${faultfs[@]}" --faultfs-line lie
+    fi
+fi
 if [[ ${#faultfs[@]} != 0 ]]; then
     chaos "into a folder on a disk that forgets" --mode off --destination directory "${faultfs[@]}"
     chaos "into a folder on a slow disk that forgets" --mode off --destination directory "${faultfs[@]}" \

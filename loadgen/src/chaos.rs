@@ -110,6 +110,12 @@ pub struct Options {
     /// Connections that send a byte a second and never a whole line.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub slow_loris: usize,
+    /// Connections a second that come, send half a line and go.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub flood: usize,
+    /// The library of libfaketime: the relay's clock on the wall jumps by up to a day in each of its lives.
+    #[arg(long, value_name = "PATH")]
+    pub faketime: Option<PathBuf>,
     /// How long clients and relays may take to be done after the last kill.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     pub settle: Duration,

@@ -10,7 +10,7 @@ use super::client::{Client, Told};
 use super::faultfs::FaultFs;
 use super::loris::Loris;
 use super::schedule::{Phase, Weather, lives};
-use super::station::{Counted, Disk, Station};
+use super::station::{Clock, Counted, Disk, Station};
 use super::world::World;
 use super::{Destination, Mode, Options, SyncAt};
 use crate::event::Builder;
@@ -82,7 +82,7 @@ impl Round<'_> {
         let checked = is_checked.then(|| Arc::clone(&sink));
         let world = World::new(streams, stations[0].address(), deadline, checked);
         let builder = Builder::new(self.seed, self.options.size)?;
-        let _loris = Loris::start(self.options.slow_loris, world.address());
+        let _loris = Loris::start(self.options.slow_loris, self.options.flood, world.address());
         let (told, wrong) = std::thread::scope(|scope| {
             let clients: Vec<_> = (0..self.options.clients)
                 .map(|number| Client::new(&world, number, &builder, self.seed))
@@ -132,7 +132,11 @@ impl Round<'_> {
                 false => self.spool(&scratch.join(format!("spool-{number}")), &mut arguments)?,
             };
             arguments.extend(self.options.relay_arguments.iter().cloned());
-            stations.insert(0, Station::new(&program, arguments, scratch, disk)?);
+            let clock = self.options.faketime.as_ref().map(|library| Clock {
+                library: library.clone(),
+                file: scratch.join(format!("clock-{number}")),
+            });
+            stations.insert(0, Station::new(&program, arguments, scratch, disk, clock)?);
         }
         Ok(stations)
     }
@@ -150,7 +154,8 @@ impl Round<'_> {
 
     fn mount(&self, folder: &Path) -> anyhow::Result<Disk> {
         std::fs::create_dir(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-        let mut faultfs = self.options.faultfs.as_ref().map(|path| FaultFs::mount(path, folder)).transpose()?;
+        let mut faultfs =
+            self.options.faultfs.as_ref().map(|path| FaultFs::mount(path, folder)).transpose()?;
         if let Some(faultfs) = &mut faultfs {
             self.options.faultfs_line.iter().try_for_each(|line| faultfs.tell(line).map(drop))?;
         }

@@ -41,6 +41,9 @@ pub enum Weather {
     Gone,
 }
 
+/// A day: beyond it signatures, names of files and ages of events have all changed.
+const JUMP_SECONDS_MAX: i64 = 86_400;
+
 const WEATHER: [Weather; 6] =
     [Weather::Calm, Weather::Throttling, Weather::Cutting, Weather::Lying, Weather::Stalling, Weather::Gone];
 
@@ -84,6 +87,8 @@ pub struct Life {
     pub drains: Duration,
     /// What a cut of power leaves of the unsynced: nothing, or what this seed draws.
     pub tear: Option<u64>,
+    /// How far the clock on the wall jumps, in seconds, where that can be done.
+    pub jump_seconds: i64,
     /// Which relay of a chain dies.
     pub victim: usize,
 }
@@ -114,6 +119,7 @@ fn life(random: &mut Rng, phase: Phase, points: &[String], chain: usize) -> Life
         lasts: Duration::from_micros(random.u64(5_000..400_000)),
         drains: Duration::from_micros(random.u64(..80_000)),
         tear: random.bool().then(|| random.u64(..)),
+        jump_seconds: random.i64(-JUMP_SECONDS_MAX..=JUMP_SECONDS_MAX),
         victim: random.usize(..chain),
     }
 }

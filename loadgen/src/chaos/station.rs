@@ -75,6 +75,25 @@ pub struct Disk {
     pub is_torn: bool,
 }
 
+/// A clock on the wall that jumps; the one that only counts does not. See faketime(1).
+pub struct Clock {
+    /// libfaketime.
+    pub library: PathBuf,
+    /// Where it reads how far off the clock is.
+    pub file: PathBuf,
+}
+
+impl Clock {
+    fn set(&self, seconds: i64) -> anyhow::Result<()> {
+        std::fs::write(&self.file, format!("{seconds:+}")).context("the clock cannot be set")
+    }
+
+    fn give_to(&self, command: &mut Command) {
+        command.env("LD_PRELOAD", &self.library).env("FAKETIME_TIMESTAMP_FILE", &self.file);
+        command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    }
+}
+
 /// See the module.
 pub struct Station {
     program: PathBuf,
@@ -82,6 +101,7 @@ pub struct Station {
     scratch: PathBuf,
     listen: SocketAddr,
     disk: Option<Disk>,
+    clock: Option<Clock>,
     relay: Option<Relay>,
     counted: Counted,
 }
@@ -97,15 +117,20 @@ impl Station {
         arguments: Vec<String>,
         scratch: &Path,
         disk: Option<Disk>,
+        clock: Option<Clock>,
     ) -> anyhow::Result<Self> {
         let free = TcpListener::bind("127.0.0.1:0").context("no port is free")?;
         let listen = free.local_addr().context("the port has no address")?;
+        if let Some(clock) = &clock {
+            clock.set(0)?;
+        }
         Ok(Self {
             program: program.to_owned(),
             arguments,
             scratch: scratch.to_owned(),
             listen,
             disk,
+            clock,
             relay: None,
             counted: Counted::default(),
         })
@@ -131,6 +156,9 @@ impl Station {
         command.args(["--listen", &self.listen.to_string(), "--admin", "127.0.0.1:0"]);
         command.args(&self.arguments).current_dir(&self.scratch);
         shelter(&mut command, SECRET);
+        if let Some(clock) = &self.clock {
+            clock.give_to(&mut command);
+        }
         if let Some(Death::Point(name, times)) = death {
             command.env("FAILPOINT", format!("{name}:{times}"));
         }
@@ -150,6 +178,9 @@ impl Station {
     /// A sentence if it cannot be killed, or the disk cannot be cut.
     pub fn live_and_die(&mut self, life: &Life) -> anyhow::Result<()> {
         let began = Instant::now();
+        if let Some(clock) = &self.clock {
+            clock.set(life.jump_seconds)?;
+        }
         let mut last = Counted::default();
         let at_point = matches!(life.death, Death::Point(..));
         let mut lasts = life.lasts + if at_point { POINT_PATIENCE } else { Duration::ZERO };
