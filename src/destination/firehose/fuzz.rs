@@ -48,6 +48,7 @@ static FIREHOSE: LazyLock<Firehose> = LazyLock::new(|| {
 /// The outcome of a call that is answered so.
 pub(crate) fn answered(status: u16, body: &[u8], records: usize) -> Outcome {
     ANSWER.set((status, Bytes::copy_from_slice(body)));
-    let call = Call { delivery_stream: "clicks".into(), body: Bytes::from_static(b"{}"), records };
+    let call =
+        Call { delivery_stream: "clicks".into(), body: Bytes::from_static(b"{}"), records, digest: None };
     RUNTIME.block_on(FIREHOSE.call(call))
 }
