@@ -48,7 +48,12 @@ static FIREHOSE: LazyLock<Firehose> = LazyLock::new(|| {
 /// The outcome of a call that is answered so.
 pub(crate) fn answered(status: u16, body: &[u8], records: usize) -> Outcome {
     ANSWER.set((status, Bytes::copy_from_slice(body)));
-    let call =
-        Call { delivery_stream: "clicks".into(), body: Bytes::from_static(b"{}"), records, digest: None };
+    let call = Call {
+        delivery_stream: "clicks".into(),
+        body: Bytes::from_static(b"{}"),
+        records,
+        due: std::time::Instant::now(),
+        digest: None,
+    };
     RUNTIME.block_on(FIREHOSE.call(call))
 }
