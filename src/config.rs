@@ -146,6 +146,14 @@ impl Config {
         resolve::resolve(layers, errors)
     }
 
+    /// What a file with this text makes of the defaults, without a file: for fuzzing.
+    #[cfg(fuzzing)]
+    pub(crate) fn of_text(text: &str) -> Result<Config, Errors> {
+        let mut errors = Errors::default();
+        let layers = vec![file::read_defaults(), file::parse("fuzz.toml".into(), text, &mut errors)];
+        resolve::resolve(layers, errors)
+    }
+
     /// The commented default configuration: a TOML file in which every setting stands with what it does, its
     /// limits and its default. Lines that begin with `#` and a letter are settings, lines that begin with `#
     /// ` are prose.

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::batch::{Batch, Body, LINES_BYTES_MAX};
 use crate::config::Config;
 use crate::destination::{Call, Destination, Encoding, Outcome};
+use crate::failpoint::{self, Point};
 use crate::memory::Memory;
 use crate::metrics::{Drop, LaneCounters, Metrics, Place};
 use crate::queue::{Handoff, Returns};
@@ -452,7 +453,9 @@ impl Delivery {
         for (call, started) in self.starting.drain(..) {
             let (destination, ended) = (Arc::clone(&self.parts.destination), self.ended.0.clone());
             tokio::spawn(async move {
+                failpoint::pass(Point::CallBefore);
                 let outcome = destination.call(call).await;
+                failpoint::pass(Point::CallAfter);
                 // Delivery is gone only when the process is about to end.
                 let _ = ended.send(Ended { call: started, outcome });
             });
@@ -470,6 +473,7 @@ impl Delivery {
         let stream = Arc::clone(piece.stream());
         let events = piece.events();
         self.land(&stream, &piece);
+        failpoint::pass(Point::Settle);
         let verdict = self.judge(lane, piece, outcome, now);
         stream.label.leave(events, Place::InFlight);
         let (limits, fraction) = (self.limits_now(), fastrand::f64());

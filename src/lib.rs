@@ -14,7 +14,7 @@
 //!
 //! Beside the path: [`memory`] is the one limit and who holds how much of it, [`metrics`] accounts for every
 //! event, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
-//! [`drain`] lead to the end, and [`relay`] alone knows everybody.
+//! [`drain`] lead to the end, [`failpoint`] leads to a sudden one in tests, and [`relay`] alone knows everybody.
 //!
 //! Beside the relay: [`client`] sends events and keeps them until they are synced; [`send`] is `standpipe send`,
 //! which is made of it.
@@ -37,7 +37,10 @@ pub mod delivery;
 pub mod destination;
 pub mod drain;
 pub mod encode;
+pub mod failpoint;
 pub mod frame;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod lifecycle;
 pub mod linger;
 pub mod memory;

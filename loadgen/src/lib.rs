@@ -10,12 +10,14 @@
 //! - [`sink`]: a Firehose-compatible endpoint that checks, counts and fails on purpose.
 //! - [`report`], [`progress`]: tables and a bar for people.
 //! - [`run`]: sink, relay and sender together, verified.
+//! - [`chaos`]: relays killed again and again, and what clients were promised held against the books.
 //! - [`profile`]: named runs, compared and reported.
 //! - [`floor`]: the least that the same work costs.
 //! - [`units`]: how numbers are written.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
+pub mod chaos;
 pub mod event;
 pub mod floor;
 pub mod profile;

@@ -12,7 +12,7 @@ use loadgen::progress::Follower;
 use loadgen::send::{Load, Plan, Progress, Target, send};
 use loadgen::sink::{Settings, Sink};
 use loadgen::units::parse_duration;
-use loadgen::{floor, report, run, write_json};
+use loadgen::{chaos, floor, report, run, write_json};
 
 #[derive(Parser)]
 #[command(
@@ -34,6 +34,9 @@ enum Command {
     /// Starts sink and relay, sends, accounts for every event, and reports.
     #[command(args_override_self = true)]
     Run(Box<RunArguments>),
+    /// Kills relays again and again, under load, and accounts for every event that a client was promised.
+    #[command(args_override_self = true)]
+    Chaos(Box<chaos::Options>),
     /// A bare receiver, started by `run --floor`.
     #[command(hide = true, subcommand)]
     Floor(Floor),
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Command::Send(arguments) => run_send(*arguments),
         Command::Sink(arguments) => run_sink(*arguments),
         Command::Run(arguments) => run_run(*arguments),
+        Command::Chaos(options) => chaos::run(&options),
         Command::Floor(Floor::Receive { pause }) => floor::receive::serve(pause).map(|()| true),
     };
     match done {

@@ -4,7 +4,7 @@
 //! The order: sink, relay, connections, events, half-close, wait until the relay holds nothing, look at its
 //! metrics and its CPU time, SIGTERM, and only then judge.
 
-mod directory;
+pub(crate) mod directory;
 pub mod metrics;
 pub mod relay;
 pub mod report;
@@ -148,11 +148,11 @@ fn start_sink(options: &Options) -> anyhow::Result<Sink> {
 }
 
 /// The secret access key that the relay signs with, and the sink verifies with.
-const SECRET: &str = "loadgen";
+pub(crate) const SECRET: &str = "loadgen";
 
-/// The relay's command line, with credentials that mean nothing and no profile of this machine's.
+/// The relay's command line.
 pub(crate) fn command(options: &Options, sink: Option<&Sink>, directory: &Path) -> anyhow::Result<Command> {
-    let mut command = Command::new(relay_path(options)?);
+    let mut command = Command::new(relay_path(options.relay.as_deref())?);
     command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--destination"]);
     match sink {
         Some(sink) => command.args(["firehose", "--endpoint-url", &format!("http://{}", sink.address())]),
@@ -160,9 +160,16 @@ pub(crate) fn command(options: &Options, sink: Option<&Sink>, directory: &Path) 
         None => command.arg(format!("directory:{}", data_path(directory).display())),
     };
     command.args(&options.relay_arguments);
+    shelter(&mut command, options.settings.secret.as_deref().unwrap_or(SECRET));
+    command.current_dir(directory);
+    Ok(command)
+}
+
+/// Gives a relay credentials that mean nothing, and no profile of this machine's.
+pub(crate) fn shelter(command: &mut Command, secret: &str) {
     for (name, value) in [
         ("AWS_ACCESS_KEY_ID", "loadgen"),
-        ("AWS_SECRET_ACCESS_KEY", options.settings.secret.as_deref().unwrap_or(SECRET)),
+        ("AWS_SECRET_ACCESS_KEY", secret),
         ("AWS_REGION", "us-east-1"),
         ("AWS_EC2_METADATA_DISABLED", "true"),
         ("AWS_CONFIG_FILE", "/dev/null"),
@@ -174,13 +181,11 @@ pub(crate) fn command(options: &Options, sink: Option<&Sink>, directory: &Path) 
     for name in ["AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_FIREHOSE"] {
         command.env_remove(name);
     }
-    command.current_dir(directory);
-    Ok(command)
 }
 
-pub(crate) fn relay_path(options: &Options) -> anyhow::Result<PathBuf> {
-    let path = match &options.relay {
-        Some(path) => path.clone(),
+pub(crate) fn relay_path(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let path = match given {
+        Some(path) => path.to_owned(),
         None => std::env::current_exe()
             .context("this binary does not know where it is")?
             .with_file_name("standpipe"),

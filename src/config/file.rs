@@ -62,7 +62,8 @@ fn read_text(path: &Path) -> Result<String, String> {
     })
 }
 
-fn parse(path: Arc<str>, text: &str, errors: &mut Errors) -> Layer {
+/// Reads a text, which is called `path` in what is said of it.
+pub(super) fn parse(path: Arc<str>, text: &str, errors: &mut Errors) -> Layer {
     let mut reader = Reader::new(path, text, errors);
     let (document, syntax_errors) = DeTable::parse_recoverable(text);
     for error in syntax_errors {

@@ -31,6 +31,8 @@ use thiserror::Error;
 mod body;
 mod classify;
 mod credentials;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod hasher;
 mod sha256;
 #[cfg(test)]

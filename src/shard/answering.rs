@@ -9,6 +9,7 @@ use super::sync::{self, PENDING_MAX, Syncs};
 use crate::batch::Settled;
 use crate::config::SyncAt;
 use crate::connection::Taken;
+use crate::failpoint::{self, Point};
 use crate::frame::{Reject, STREAM_NAME_BYTES_MAX};
 use crate::net::Key;
 use crate::queue::Returned;
@@ -161,6 +162,7 @@ impl Intake {
             counters.syncs_pending.sub(1);
             let outcome = if answer.lost == 0 { &counters.synced } else { &counters.lost };
             outcome.add(1);
+            failpoint::pass(Point::Answer);
             self.say(key, peer, answer.line);
         }
         peer.syncs = Some(syncs);

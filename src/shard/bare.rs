@@ -1,5 +1,5 @@
-//! A shard without its driver and its clock: bytes in, sealed batches out, and nobody sleeps. For the benches and
-//! the instruction guard, which must not depend on how a kernel batches by timing. It is no second shard: every
+//! A shard without its driver and its clock: bytes in, sealed batches out, and nobody sleeps. For the benches, the
+//! instruction guard and the fuzz targets, which must not depend on how a kernel batches by timing. It is no second shard: every
 //! step is the one that the driver's loop takes.
 
 use std::sync::Arc;
@@ -37,6 +37,11 @@ impl Bare {
     /// Seals whatever is open.
     pub fn seal_all(&mut self) {
         self.0.seal_all();
+    }
+
+    /// The answers to control frames since the last look, with the connection of each.
+    pub fn take_answers(&mut self) -> Vec<(Key, Vec<u8>)> {
+        self.0.take_answers()
     }
 
     /// Whether a connection waits for memory: from then on a bench would measure nothing.

@@ -10,6 +10,7 @@ use crate::batch::BatchId;
 use crate::buffer::{Append, Buffer};
 use crate::config::OnFull;
 use crate::connection::{Connection, Cut, Taken, Taker};
+use crate::failpoint::{self, Point};
 use crate::frame::{self, Frame, Reject, STREAM_NAME_BYTES_MAX};
 use crate::linger::Wheel;
 use crate::metrics::{Drop, Place, ShardCounters};
@@ -187,6 +188,20 @@ impl Intake {
                 Action::Close(key) => driver.close(key),
             }
         }
+    }
+
+    /// Takes the answers out of what was noted down, where there is no driver; they count as read by the peer.
+    pub(super) fn take_answers(&mut self) -> Vec<(Key, Vec<u8>)> {
+        let mut answers = Vec::new();
+        self.actions.retain_mut(|action| {
+            let Action::Answer(key, answer) = action else { return true };
+            answers.push((*key, std::mem::take(answer)));
+            false
+        });
+        for (key, answer) in &answers {
+            self.sent(*key, answer.len());
+        }
+        answers
     }
 
     pub(super) fn note_reading(&mut self, key: Key, reading: Reading) {
@@ -374,6 +389,7 @@ impl Intake {
         if cell.open.get() == 0 {
             cell.open_since.set(0);
         }
+        failpoint::pass(Point::Seal);
         self.shared.handoff.push(batch);
     }
 

@@ -32,7 +32,7 @@ struct Outcome {
 pub fn run_profile(name: Name, own: &Own, typed: &[String]) -> anyhow::Result<Summary> {
     let profile = name.profile();
     let planned = plan(profile, typed, super::machine::cpus())?;
-    let relay = relay_path(&planned[0].options)?;
+    let relay = relay_path(planned[0].options.relay.as_deref())?;
     let machine = Machine::look(Some(&relay));
     let started_unix_seconds = unix_ns() / 1_000_000_000;
     let mut outcomes: Vec<Vec<Outcome>> = planned.iter().map(|_| Vec::new()).collect();
@@ -61,7 +61,7 @@ pub fn run_profile(name: Name, own: &Own, typed: &[String]) -> anyhow::Result<Su
 
 /// The summary of a run without a profile.
 pub fn of_run(report: &Report, floors: Option<&Floors>, options: &Options, typed: &[String]) -> Summary {
-    let relay = relay_path(options).ok();
+    let relay = relay_path(options.relay.as_deref()).ok();
     let outcome = Outcome { command: typed.join(" "), ..of_report(report, floors) };
     let step = StepSummary {
         name: "run".to_owned(),

@@ -21,7 +21,7 @@ const DEPTH_MAX: usize = 16;
 /// # Errors
 ///
 /// A sentence with the path that cannot be read.
-pub(super) fn read(root: &Path, seed: u64) -> anyhow::Result<Ledger> {
+pub(crate) fn read(root: &Path, seed: u64) -> anyhow::Result<Ledger> {
     let mut ledger = Ledger::new(Check::Full, seed, HashMap::new());
     if !root.exists() {
         return Ok(ledger);

@@ -220,14 +220,41 @@ impl Relay {
         tail(&self.log)
     }
 
+    /// Sends SIGTERM and waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// A sentence if it cannot be signalled.
+    pub fn tell_to_stop(&self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).context("the relay cannot be told to stop")
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    ///
+    /// A sentence if it cannot be watched.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        self.child.try_wait().context("the relay cannot be watched")
+    }
+
+    /// Sends SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// A sentence if it cannot be killed.
+    pub fn kill(&mut self) -> anyhow::Result<ExitStatus> {
+        self.child.kill().context("the relay cannot be killed")?;
+        self.child.wait().context("the relay cannot be waited for")
+    }
+
     /// Sends SIGTERM and waits for its end; `None` if it had to be killed because it took too long.
     ///
     /// # Errors
     ///
     /// A sentence if it cannot be signalled.
     pub fn stop(&mut self, within: Duration) -> anyhow::Result<Option<ExitStatus>> {
-        kill_process(Pid::from_child(&self.child), Signal::TERM)
-            .context("the relay cannot be told to stop")?;
+        self.tell_to_stop()?;
         let status = wait(&mut self.child, Instant::now() + within)?;
         if status.is_none() {
             self.child.kill().context("the relay cannot be killed")?;
