@@ -51,4 +51,5 @@ pub mod queue;
 pub mod relay;
 pub mod send;
 pub mod shard;
+pub mod spool;
 pub mod stream;
