@@ -82,8 +82,8 @@ mod segment;
 mod tests;
 mod writer;
 
-pub use self::format::Kind;
 use self::format::BatchHeader;
+pub use self::format::Kind;
 use self::index::{Entry, Index, Where};
 use self::marks::Chore;
 use self::recovery::Adoption;
@@ -225,6 +225,8 @@ pub enum Event {
     Damaged(u64, BatchHeader),
     /// A batch that the caller let go of was found to be unreadable just before: it is on no disk.
     Gone(u64),
+    /// A batch of this stream was asked for, and none waits: what did was found to be damaged meanwhile.
+    Nothing(Arc<str>),
     /// Batches of a stream that an earlier process left.
     Recovered {
         /// The stream.
@@ -233,6 +235,8 @@ pub enum Event {
         batches: u64,
         /// Their events.
         events: u64,
+        /// The bytes of their lines.
+        bytes: u64,
     },
     /// Something that an operator should read.
     Notice(Notice),
@@ -298,7 +302,11 @@ impl fmt::Display for Notice {
                 format::VERSION
             ),
             Notice::Unreadable(file, error) => {
-                write!(out, "{:?} {:08} cannot be read ({error}) and is left as it is", file.kind, file.number)
+                write!(
+                    out,
+                    "{:?} {:08} cannot be read ({error}) and is left as it is",
+                    file.kind, file.number
+                )
             }
             Notice::Adopted { batches, events, .. } => {
                 write!(out, "took over {batches} batches with {events} events")
@@ -451,9 +459,12 @@ impl Spool {
     }
 
     /// Asks for the oldest batch of a stream that nobody holds: [`Event::Loaded`] or [`Event::Damaged`] follows.
-    /// Gives its id and its header, or nothing where there is none.
+    /// Gives its id and its header, or nothing where there is none ([`Event::Nothing`] follows).
     pub fn fetch(&mut self, stream: &str) -> Option<(u64, BatchHeader)> {
-        let id = self.index.take_oldest(stream)?;
+        let Some(id) = self.index.take_oldest(stream) else {
+            self.events.push_back(Event::Nothing(stream.into()));
+            return None;
+        };
         self.fetches.push_back(id);
         self.index.get(id).map(|entry| (id, entry.header.clone()))
     }
@@ -521,7 +532,10 @@ impl Spool {
             && self.events.is_empty()
             && self.closes.is_empty()
             && self.chores.is_empty()
-            && self.segments.values().all(|segment| is_settled(segment) && is_sealed(segment) && is_gone(segment))
+            && self
+                .segments
+                .values()
+                .all(|segment| is_settled(segment) && is_sealed(segment) && is_gone(segment))
     }
 
     /// Bytes of all files.

@@ -161,7 +161,8 @@ pub struct Found {
 pub fn read_batch_header(bytes: &[u8], salt: u32) -> Option<Found> {
     let bytes = bytes.get(..BATCH_HEADER_BYTES)?;
     let is_magic = bytes.starts_with(HEADER_MAGIC) || bytes.starts_with(TRAILER_MAGIC);
-    if !is_magic || crc32c::crc32c(&bytes[..BATCH_HEADER_BYTES - 4]) != u32_at(bytes, BATCH_HEADER_BYTES - 4) {
+    if !is_magic || crc32c::crc32c(&bytes[..BATCH_HEADER_BYTES - 4]) != u32_at(bytes, BATCH_HEADER_BYTES - 4)
+    {
         return None;
     }
     let name_length = usize::from(bytes[11]);
@@ -245,7 +246,8 @@ pub struct Tail {
 /// Reads the tail from the last [`TAIL_BYTES`] of a file of `file_length` bytes.
 pub fn read_tail(bytes: &[u8], file_length: u64) -> Option<Tail> {
     let bytes = bytes.get(..TAIL_BYTES)?;
-    if !bytes.starts_with(TAIL_MAGIC) || crc32c::crc32c(&bytes[..TAIL_BYTES - 4]) != u32_at(bytes, TAIL_BYTES - 4)
+    if !bytes.starts_with(TAIL_MAGIC)
+        || crc32c::crc32c(&bytes[..TAIL_BYTES - 4]) != u32_at(bytes, TAIL_BYTES - 4)
     {
         return None;
     }

@@ -151,7 +151,8 @@ impl Host {
             return Ok(None);
         }
         // Its last holder may have removed it between the two.
-        let (here, there) = (rustix::fs::fstat(&descriptor)?, rustix::fs::statat(root, &name, AtFlags::SYMLINK_NOFOLLOW));
+        let (here, there) =
+            (rustix::fs::fstat(&descriptor)?, rustix::fs::statat(root, &name, AtFlags::SYMLINK_NOFOLLOW));
         if !there.is_ok_and(|there| there.st_ino == here.st_ino) {
             return Ok(None);
         }
@@ -196,7 +197,8 @@ impl Host {
     pub(super) fn create(&mut self, file: File) -> io::Result<()> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = self.folder(file.dir)?;
-        let descriptor = match rustix::fs::openat(folder, file_name(file), flags, Mode::from_raw_mode(0o666)) {
+        let descriptor = match rustix::fs::openat(folder, file_name(file), flags, Mode::from_raw_mode(0o666))
+        {
             // Marks of an earlier try, which may have failed halfway.
             Err(Errno::EXIST) if file.kind == Kind::Done => {
                 let flags = OFlags::RDWR | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;

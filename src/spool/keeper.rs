@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use super::host::{Host, Taken};
 use super::{Event, Limits, NewBatch, Notice, OWN, OpId, OpResult, Spool};
 use crate::batch::Record;
 use crate::encode;
-use crate::metrics::Histogram;
+use crate::metrics::{Histogram, SpoolGauges};
 
 /// How often directories of other processes are looked for.
 const ADOPT_EVERY: Duration = Duration::from_secs(3);
@@ -42,6 +42,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Where the time of every fsync is counted.
     pub fsync: Arc<Histogram>,
+    /// What a scrape shows.
+    pub gauges: Arc<SpoolGauges>,
 }
 
 /// A part of a batch on its way to the spool.
@@ -81,17 +83,6 @@ pub enum Command {
     Stop(oneshot::Sender<()>),
 }
 
-/// Figures for a scrape.
-#[derive(Debug, Default)]
-pub struct Gauges {
-    /// Bytes of all files.
-    pub bytes: AtomicU64,
-    /// Segments with damage, since the start.
-    pub damaged_segments: AtomicU64,
-    /// Batches on disk.
-    pub batches: AtomicU64,
-}
-
 /// The way to the thread, and back from it.
 #[derive(Debug)]
 pub struct Keeper {
@@ -99,8 +90,6 @@ pub struct Keeper {
     pub commands: mpsc::UnboundedSender<Command>,
     /// From it. Notices have been logged already.
     pub events: mpsc::UnboundedReceiver<Event>,
-    /// What a scrape shows.
-    pub gauges: Arc<Gauges>,
 }
 
 impl Keeper {
@@ -111,22 +100,15 @@ impl Keeper {
     pub fn start(settings: Settings) -> io::Result<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
         let (sender, events) = mpsc::unbounded_channel();
-        let gauges = Arc::new(Gauges::default());
-        let shared = Arc::clone(&gauges);
-        let body = move || run(settings, receiver, sender, shared);
+        let body = move || run(settings, receiver, sender);
         std::thread::Builder::new().name("spool".to_owned()).spawn(body)?;
-        Ok(Self { commands, events, gauges })
+        Ok(Self { commands, events })
     }
 }
 
-fn run(
-    settings: Settings,
-    commands: mpsc::UnboundedReceiver<Command>,
-    events: mpsc::UnboundedSender<Event>,
-    gauges: Arc<Gauges>,
-) {
+fn run(settings: Settings, commands: mpsc::UnboundedReceiver<Command>, events: mpsc::UnboundedSender<Event>) {
     let uses_uring = settings.uses_uring;
-    let work = async move { Work::new(settings, commands, events, gauges).serve().await };
+    let work = async move { Work::new(settings, commands, events).serve().await };
     if uses_uring {
         tokio_uring::start(work);
         return;
@@ -136,6 +118,9 @@ fn run(
     tokio::task::LocalSet::new().block_on(&runtime, work);
 }
 
+/// An operation that has ended.
+type Ended = (OpId, OpResult);
+
 /// All that the thread owns.
 struct Work {
     spool: Spool,
@@ -143,9 +128,9 @@ struct Work {
     fsync: Arc<Histogram>,
     commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::UnboundedSender<Event>,
-    results: (mpsc::UnboundedSender<(OpId, OpResult)>, mpsc::UnboundedReceiver<(OpId, OpResult)>),
+    results: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
     under_way: usize,
-    gauges: Arc<Gauges>,
+    gauges: Arc<SpoolGauges>,
     /// The same moment on both clocks: from here on only the one that never jumps counts.
     epoch: (Instant, u64),
     adopt_at: Instant,
@@ -158,8 +143,8 @@ impl Work {
         settings: Settings,
         commands: mpsc::UnboundedReceiver<Command>,
         events: mpsc::UnboundedSender<Event>,
-        gauges: Arc<Gauges>,
     ) -> Self {
+        settings.gauges.limit.store(settings.limits.bytes_max, Relaxed);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let host = Host::new(&settings.root, &settings.instance, settings.uses_uring);
         Self {
@@ -170,7 +155,7 @@ impl Work {
             events,
             results: mpsc::unbounded_channel(),
             under_way: 0,
-            gauges,
+            gauges: settings.gauges,
             epoch: (Instant::now(), as_millis(since)),
             adopt_at: Instant::now(),
             warned_at: None,
@@ -268,14 +253,15 @@ impl Work {
         }
         self.gauges.bytes.store(self.spool.bytes(), Relaxed);
         self.gauges.damaged_segments.store(self.spool.damaged_segments(), Relaxed);
-        self.gauges.batches.store(self.spool.batches() as u64, Relaxed);
     }
 
     fn log(&mut self, notice: &Notice) {
         let host = self.host.borrow();
         match notice {
             Notice::Works => info!("{notice}"),
-            Notice::Adopted { dir, batches: 0, .. } => debug!("spool directory {}: {notice}", host.name(*dir)),
+            Notice::Adopted { dir, batches: 0, .. } => {
+                debug!("spool directory {}: {notice}", host.name(*dir));
+            }
             Notice::Adopted { dir, .. } => info!("spool directory {}: {notice}", host.name(*dir)),
             Notice::Newer(dir, _) => warn!("spool directory {}: {notice}", host.name(*dir)),
             Notice::Quarantined(file) | Notice::Unreadable(file, _) => {
@@ -306,7 +292,9 @@ impl Work {
             Err(error) => {
                 if self.warned_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
                     self.warned_at = Some(Instant::now());
-                    warn!("the spool's directory cannot be read ({error}); it is tried again every few seconds");
+                    warn!(
+                        "the spool's directory cannot be read ({error}); it is tried again every few seconds"
+                    );
                 }
             }
         }
@@ -367,8 +355,14 @@ mod tests {
             keep_sent: 0,
         };
         let fsync = crate::metrics::Metrics::new(Instant::now(), 1, Vec::new(), 1).fsync_duration.clone();
-        let settings =
-            Settings { root: root.to_owned(), instance: instance.to_owned(), uses_uring, limits, fsync };
+        let settings = Settings {
+            root: root.to_owned(),
+            instance: instance.to_owned(),
+            uses_uring,
+            limits,
+            fsync,
+            gauges: Arc::default(),
+        };
         Keeper::start(settings).unwrap()
     }
 
@@ -433,7 +427,8 @@ mod tests {
         encoder.push(b"one\n");
         encoder.push(b"two\n");
         let (json, records) = encoder.finish();
-        let parts = vec![Part::Lines(Bytes::from_static(b"zero\n")), Part::Records(Bytes::from(json), records)];
+        let parts =
+            vec![Part::Lines(Bytes::from_static(b"zero\n")), Part::Records(Bytes::from(json), records)];
         assert_eq!(&lines_of(parts)[..], b"zero\none\ntwo\n");
     }
 }

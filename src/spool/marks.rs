@@ -58,7 +58,8 @@ impl Spool {
     /// Lets kept segments go before their time; gives their bytes.
     pub(super) fn forget_kept(&mut self, now: u64) -> u64 {
         let keep_sent = self.limits.keep_sent;
-        let is_kept = |segment: &&mut Segment| segment.is_over() && !segment.is_leaving && !segment.is_damaged;
+        let is_kept =
+            |segment: &&mut Segment| segment.is_over() && !segment.is_leaving && !segment.is_damaged;
         let mut bytes = 0;
         for segment in self.segments.values_mut().filter(is_kept) {
             segment.done_at = Some(now.saturating_sub(keep_sent));

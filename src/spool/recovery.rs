@@ -4,9 +4,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::format::{
-    self, BATCH_HEADER_BYTES, BadHeader, CONTENT_START, Found, TAIL_BYTES, Tail,
-};
+use super::format::{self, BATCH_HEADER_BYTES, BadHeader, CONTENT_START, Found, TAIL_BYTES, Tail};
 use super::index::{Entry, Where};
 use super::segment::{Phase, Segment};
 use super::{Event, File, Kind, Listed, Notice, Op, OpResult, Spool};
@@ -51,7 +49,8 @@ pub(super) struct Adoption {
     /// By sequence: what was found not done, and what was found done.
     seen: HashMap<u64, u64>,
     done: HashSet<u64>,
-    streams: HashMap<Arc<str>, (u64, u64)>,
+    /// Of each stream: batches, events and bytes of lines.
+    streams: HashMap<Arc<str>, (u64, u64, u64)>,
 }
 
 impl Adoption {
@@ -326,11 +325,12 @@ impl Spool {
 
     fn finish_adoption(&mut self, adoption: Adoption) {
         let (mut batches, mut events) = (0, 0);
-        for (stream, (of_batches, of_events)) in adoption.streams {
+        for (stream, (of_batches, of_events, bytes)) in adoption.streams {
             if of_batches > 0 {
                 batches += of_batches;
                 events += of_events;
-                self.events.push_back(Event::Recovered { stream, batches: of_batches, events: of_events });
+                let found = Event::Recovered { stream, batches: of_batches, events: of_events, bytes };
+                self.events.push_back(found);
             }
         }
         self.dirs.entry(adoption.dir).and_modify(|dir| dir.is_adopted = true);
@@ -340,8 +340,9 @@ impl Spool {
 
 impl Adoption {
     fn count(&mut self, header: &format::BatchHeader, by: i64) {
-        let (batches, events) = self.streams.entry(Arc::clone(&header.stream)).or_default();
+        let (batches, events, bytes) = self.streams.entry(Arc::clone(&header.stream)).or_default();
         *batches = batches.saturating_add_signed(by);
         *events = events.saturating_add_signed(by * i64::from(header.events));
+        *bytes = bytes.saturating_add_signed(by * i64::from(header.length));
     }
 }

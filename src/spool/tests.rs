@@ -94,7 +94,8 @@ impl Disk {
         }
         self.faults.clear();
         // The next process adopts it all as one directory.
-        self.files = self.files.into_iter().map(|(file, c)| (File { dir: file.dir + 1, ..file }, c)).collect();
+        self.files =
+            self.files.into_iter().map(|(file, c)| (File { dir: file.dir + 1, ..file }, c)).collect();
         self
     }
 
@@ -176,11 +177,11 @@ impl Rig {
                 Event::Refused(id, _) => drop(self.refused.insert(id)),
                 Event::Loaded { id, lines, .. } => self.loaded.push((id, lines.to_vec())),
                 Event::Damaged(_, header) => self.damaged.push(header),
-                Event::Recovered { stream, batches, events } => {
+                Event::Recovered { stream, batches, events, .. } => {
                     self.recovered.insert(stream.to_string(), (batches, events));
                 }
                 Event::Notice(notice) => self.notices.push(notice),
-                Event::Gone(_) | Event::Left(_) => (),
+                Event::Gone(_) | Event::Left(_) | Event::Nothing(_) => (),
             }
         }
     }

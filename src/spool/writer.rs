@@ -8,7 +8,8 @@ use super::format::{self, BATCH_OVERHEAD, BatchHeader, CONTENT_START, FileHeader
 use super::index::Where;
 use super::segment::{Phase, Segment};
 use super::{
-    Event, File, GROUP_BYTES_MAX, IDLE_SEGMENT, Kind, Notice, OWN, Op, OpResult, RETRY_AFTER, Refusal, Spool, is_whole,
+    Event, File, GROUP_BYTES_MAX, IDLE_SEGMENT, Kind, Notice, OWN, Op, OpResult, RETRY_AFTER, Refusal, Spool,
+    is_whole,
 };
 
 /// A batch to be written.
@@ -243,7 +244,9 @@ impl Spool {
     /// Puts a group that was not stored back to the front.
     fn requeue(&mut self, group: Group) {
         for (job, _, header) in group.jobs.into_iter().rev() {
-            if !job.is_move && let Some(entry) = self.index.get_mut(job.id) {
+            if !job.is_move
+                && let Some(entry) = self.index.get_mut(job.id)
+            {
                 if entry.is_done {
                     self.index.remove(job.id);
                     continue;
