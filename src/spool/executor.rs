@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::host::Host;
 use super::{Op, OpResult};
+use crate::failpoint::{self, Point};
 use crate::metrics::Histogram;
 
 /// Parts of one vectored write: the kernel takes no more than 1,024 (IOV_MAX).
@@ -108,8 +109,22 @@ fn write_plain(file: &std::fs::File, parts: &[Bytes], offset: u64) -> io::Result
     Ok(())
 }
 
-/// Performs one operation.
+/// Performs one operation, between its two fail points.
 pub(super) async fn perform(host: Rc<RefCell<Host>>, op: Op, fsync: &Histogram) -> OpResult {
+    let points = match op {
+        Op::Write { .. } => Some((Point::AppendBefore, Point::AppendAfter)),
+        Op::Sync(_) | Op::SyncDir(_) => Some((Point::SyncBefore, Point::SyncAfter)),
+        Op::Remove(_) => Some((Point::RemoveBefore, Point::RemoveAfter)),
+        _ => None,
+    };
+    let pass = |point: Option<Point>| point.into_iter().for_each(failpoint::pass);
+    pass(points.map(|(before, _)| before));
+    let result = execute(host, op, fsync).await;
+    pass(points.map(|(_, after)| after));
+    result
+}
+
+async fn execute(host: Rc<RefCell<Host>>, op: Op, fsync: &Histogram) -> OpResult {
     let result = match op {
         Op::Write { file, offset, parts } => {
             let handle = host.borrow_mut().open(file);
