@@ -52,9 +52,10 @@ impl Relay {
             metrics: Arc::clone(&shared.metrics),
             handoff: Arc::clone(&shared.handoff),
             returns: Arc::clone(&shared.returns),
+            registry: Arc::clone(&shared.registry),
         };
         let (commands, orders) = mpsc::channel(1);
-        runtime.spawn(Delivery::new(parts).run(orders));
+        runtime.spawn(Delivery::new(parts, None).run(orders));
         let (shard, now) = (Bare::new(Arc::clone(&shared), 1), shared.metrics.epoch);
         Self { shared, shard, runtime, now, _commands: commands }
     }

@@ -207,12 +207,13 @@ fn deliver_to_null(shared: &Arc<Shared>) -> tokio::sync::mpsc::Sender<delivery::
         metrics: Arc::clone(&shared.metrics),
         handoff: Arc::clone(&shared.handoff),
         returns: Arc::clone(&shared.returns),
+        registry: Arc::clone(&shared.registry),
     };
     let (commands, orders) = tokio::sync::mpsc::channel(1);
     std::thread::spawn(move || {
         pin(1);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime of one thread").block_on(Delivery::new(parts).run(orders));
+        runtime.expect("a runtime of one thread").block_on(Delivery::new(parts, None).run(orders));
     });
     commands
 }

@@ -140,6 +140,7 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
                 "queued": totals.queued,
                 "in_flight": totals.in_flight,
                 "retry": totals.retry,
+                "spool": totals.spool,
             },
         })
     };

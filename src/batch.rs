@@ -2,7 +2,7 @@
 //! the memory that it is charged for, and a ticket by which its outcome finds the way back to its shard.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use crate::memory::Charge;
@@ -11,10 +11,13 @@ use crate::stream::Stream;
 /// Batches of fewer bytes travel as lines and are packed by the lane, several shards' into one record.
 pub const LINES_BYTES_MAX: usize = 64 * 1024;
 
+/// Stands for a shard in the identity of a batch that was read back from the spool, or is written to it.
+pub const SPOOL: u16 = u16::MAX;
+
 /// Which batch: no two of one process are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BatchId {
-    /// The shard that sealed it.
+    /// The shard that sealed it, or [`SPOOL`].
     pub shard: u16,
     /// Its number on that shard, counting from 0.
     pub sequence: u64,
@@ -75,6 +78,9 @@ pub struct Ticket {
     pub sealed: Instant,
     unsettled: AtomicU64,
     lost: AtomicU64,
+    /// Events on disk that are not settled yet.
+    stored: AtomicU64,
+    is_told: AtomicBool,
 }
 
 /// A batch whose every event is delivered or lost.
@@ -97,6 +103,8 @@ impl Ticket {
             sealed,
             unsettled: AtomicU64::new(events),
             lost: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
+            is_told: AtomicBool::new(false),
         }
     }
 
@@ -110,6 +118,29 @@ impl Ticket {
         let before = self.unsettled.fetch_sub(events, Relaxed);
         debug_assert!(before >= events, "an event is settled once");
         (before == events).then(|| Settled { id: self.id, lost: self.lost.load(Relaxed) })
+    }
+
+    /// Events that are neither delivered nor lost.
+    pub fn unsettled(&self) -> u64 {
+        self.unsettled.load(Relaxed)
+    }
+
+    /// `events` of the batch are on disk, synced.
+    pub fn store(&self, events: u64) {
+        self.stored.fetch_add(events, Relaxed);
+    }
+
+    /// `events` of the batch, on disk until now, are about to be settled, or are on disk no longer.
+    pub fn unstore(&self, events: u64) {
+        self.stored.fetch_sub(events, Relaxed);
+    }
+
+    /// Whether every event of the batch is on disk or delivered, and some are on disk; said once. Where some are
+    /// lost, nothing is said before all are settled.
+    pub fn becomes_safe(&self) -> bool {
+        let stored = self.stored.load(Relaxed);
+        let is_safe = stored > 0 && stored >= self.unsettled() && self.lost.load(Relaxed) == 0;
+        is_safe && !self.is_told.swap(true, Relaxed)
     }
 }
 

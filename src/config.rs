@@ -31,7 +31,7 @@ pub mod units;
 mod words;
 
 pub use self::choices::{
-    BodyHash, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode, SyncAt,
+    BodyHash, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode, SpoolMode, SyncAt,
 };
 pub use self::errors::{Error, Errors};
 pub(crate) use self::setting::{Kind, Setting};
@@ -65,6 +65,16 @@ pub struct Config {
     pub memory: Option<u64>,
     /// What happens to an event whose stream holds all that it may.
     pub on_full: OnFull,
+    /// The directory below which every process has its spool; `None`: there is none.
+    pub spool: Option<PathBuf>,
+    /// What goes to the spool.
+    pub spool_mode: SpoolMode,
+    /// The most bytes that the spool's files may have.
+    pub spool_limit: u64,
+    /// Bytes that the spool leaves free on its file system.
+    pub spool_free_floor: u64,
+    /// How long a file of the spool is kept once everything in it is delivered.
+    pub spool_keep_sent: Duration,
     /// How events are packed into records, for streams without packing of their own.
     pub packing: Packing,
     /// The longest payload of a frame, in bytes without its LF; 1 to 1,023,999.

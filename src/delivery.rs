@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use crate::batch::{Batch, Body, LINES_BYTES_MAX};
@@ -19,19 +19,22 @@ use crate::config::Config;
 use crate::destination::{Call, Destination, Encoding, Outcome};
 use crate::failpoint::{self, Point};
 use crate::memory::Memory;
-use crate::metrics::{Drop, LaneCounters, Metrics, Place};
+use crate::metrics::{Cause, Drop, LaneCounters, Metrics, Place};
 use crate::queue::{Handoff, Returns};
-use crate::stream::Stream;
+use crate::spool::keeper::Keeper;
+use crate::stream::{Registry, Stream};
 
 pub mod lane;
 mod outcome;
 mod piece;
 mod queues;
 pub mod retry;
+mod spill;
 
 use self::lane::{Lane, LaneLimits, LaneState, Readiness};
 use self::piece::{Loose, Piece};
-use self::queues::{LaneLink, StreamQueue};
+use self::queues::{Item, LaneLink, StreamQueue};
+use self::spill::Spill;
 
 /// How long lines of one shard wait for those of the others, at most.
 const GATHER_WAIT: Duration = Duration::from_millis(5);
@@ -57,6 +60,8 @@ pub struct Parts {
     pub handoff: Arc<Handoff>,
     /// Where outcomes go, one a shard.
     pub returns: Arc<[Returns]>,
+    /// The streams by name: what is on disk knows no more.
+    pub registry: Arc<Registry>,
 }
 
 /// What delivery can be asked.
@@ -66,6 +71,9 @@ pub enum Command {
     Look(oneshot::Sender<View>),
     /// No more batches come: cut every wait short, deliver what is left, and say when that is done.
     Drain(oneshot::Sender<()>),
+    /// Call no more, bring what is left to the spool, cut the calls that are in flight then, and say when all is
+    /// synced.
+    Spool(Instant, oneshot::Sender<()>),
     /// Drop what is left, counted, and say when that is done.
     Abandon(oneshot::Sender<()>),
     /// Forget idle streams.
@@ -106,6 +114,8 @@ struct LaneEntry {
     line: BinaryHeap<Reverse<(u64, u64)>>,
     /// How far the line has come, in bytes served: a stream that comes back does not catch up.
     served: u64,
+    /// Calls in flight with what was read back from disk.
+    recalled: usize,
     has_timer: bool,
     /// Whether it is about to be looked at, or stands among the starved.
     is_awake: bool,
@@ -160,11 +170,14 @@ pub struct Delivery {
     released: bool,
     drained: Option<oneshot::Sender<()>>,
     draining: bool,
+    spill: Option<Spill>,
+    /// Says that calls in flight are to be cut.
+    cut: watch::Sender<bool>,
 }
 
 impl Delivery {
     /// Delivery with nothing to do yet.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: Parts, spool: Option<Keeper>) -> Self {
         let config = &parts.config;
         let backoff = retry::Backoff { base: config.retry_base, max: config.retry_max };
         let limits = LaneLimits { calls_max: config.max_lane_calls, backoff, park_probe: config.park_probe };
@@ -187,6 +200,8 @@ impl Delivery {
             released: false,
             drained: None,
             draining: false,
+            spill: spool.map(|keeper| Spill::new(keeper, &parts)),
+            cut: watch::channel(false).0,
             parts,
         }
     }
@@ -201,6 +216,7 @@ impl Delivery {
                 () = handoff.arrived() => (),
                 ended = self.ended.1.recv() => self.finish(ended.expect("we hold a sender ourselves")),
                 () = tokio::time::sleep_until(timer.unwrap_or_else(Instant::now).into()), if timer.is_some() => (),
+                event = spill::next_event(&mut self.spill) => self.hear(event, Instant::now()),
                 command = commands.recv() => match command {
                     // Whoever asked may have gone away meanwhile.
                     Some(Command::Abandon(answer)) => {
@@ -212,6 +228,7 @@ impl Delivery {
                         let _ = answer.send(self.view(Instant::now()));
                     }
                     Some(Command::Drain(done)) => self.drain(done),
+                    Some(Command::Spool(cut_at, done)) => self.leave(cut_at, done),
                     Some(Command::Sweep) => self.sweep(Instant::now()),
                     None => return,
                 },
@@ -228,6 +245,7 @@ impl Delivery {
             self.finish(ended);
         }
         self.fire_timers(now);
+        self.spill(now);
         self.wake_starved();
         while let Some(lane) = self.runnable.pop_front() {
             self.run_lane(lane, now);
@@ -246,14 +264,19 @@ impl Delivery {
         let id = self.open_queue(&ticket.stream, now);
         let queue = self.streams.get_mut(&id).expect("it was opened");
         queue.used_at = now;
-        match body {
-            Body::Records { json, records } => queue.push(Piece::from_encoded(ticket, json, records, charge)),
+        let ticket = spill::wrap(&mut self.spill, ticket);
+        let item = match body {
+            Body::Records { json, records } => {
+                Item::Piece(Piece::from_encoded(Arc::clone(&ticket), json, records, charge))
+            }
             Body::Lines(lines) => {
                 let alone = self.parts.returns.len() == 1 || self.draining || lines.len() >= LINES_BYTES_MAX;
                 let due = if alone { now } else { ticket.sealed + GATHER_WAIT };
-                queue.push_loose(Loose::new(ticket, lines, charge, due));
+                Item::Loose(Loose::new(Arc::clone(&ticket), lines, charge, due))
             }
-        }
+        };
+        spill::write_through(&mut self.spill, &ticket, &item, self.encoding);
+        queue.push(item);
         self.offer(id, now);
     }
 
@@ -283,6 +306,7 @@ impl Delivery {
             streams: Vec::new(),
             line: BinaryHeap::new(),
             served: 0,
+            recalled: 0,
             has_timer: false,
             is_awake: false,
             last_error: None,
@@ -374,7 +398,7 @@ impl Delivery {
         let failing_full = self.failing_in_flight >= self.failing_calls_max();
         let Some(entry) = self.lanes[index].as_mut() else { return };
         entry.is_awake = false;
-        if entry.line.is_empty() {
+        if entry.line.is_empty() || spill::is_leaving(&self.spill) {
             return;
         }
         match entry.policy.readiness(now, &limits) {
@@ -410,7 +434,12 @@ impl Delivery {
         if queue.ready_at(now).is_none_or(|at| at > now) {
             return None;
         }
-        let call = queue.next_call(self.encoding, &self.parts.memory);
+        let may_recall = entry.recalled < (self.limits.calls_max / 2).max(1);
+        let call = queue.next_call(self.encoding, &self.parts.memory, may_recall);
+        if call.is_none() && queue.has_recalled() {
+            // Its turn comes when a call with what was read back ends.
+            return None;
+        }
         if let Some((piece, _)) = &call {
             let link = queue.links.iter_mut().find(|link| link.lane == index)?;
             link.served = served + piece.bytes() as u64;
@@ -425,12 +454,16 @@ impl Delivery {
         stream.label.enter(events, Place::InFlight);
         stream.label.leave(events, place);
         if std::mem::take(&mut piece.is_unknown) {
-            stream.label.resent_after_unknown(events);
+            stream.label.resent(events, Cause::UnknownOutcome);
+        }
+        if std::mem::take(&mut piece.is_doubtful) {
+            stream.label.resent(events, Cause::Recovery);
         }
         let encoding = self.encoding;
         let entry = self.lane(index);
         let was_failing = entry.policy.is_failing();
         entry.policy.started();
+        entry.recalled += usize::from(piece.is_recalled);
         let delivery_stream = Arc::clone(&entry.delivery_stream);
         self.in_flight += 1;
         self.failing_in_flight += usize::from(was_failing);
@@ -452,9 +485,13 @@ impl Delivery {
         self.parts.destination.prepare(self.starting.iter_mut().map(|(call, _)| call));
         for (call, started) in self.starting.drain(..) {
             let (destination, ended) = (Arc::clone(&self.parts.destination), self.ended.0.clone());
+            let mut cut = self.cut.subscribe();
             tokio::spawn(async move {
                 failpoint::pass(Point::CallBefore);
-                let outcome = destination.call(call).await;
+                let outcome = tokio::select! {
+                    outcome = destination.call(call) => outcome,
+                    _ = cut.wait_for(|is_cut| *is_cut) => spill::cut_off(),
+                };
                 failpoint::pass(Point::CallAfter);
                 // Delivery is gone only when the process is about to end.
                 let _ = ended.send(Ended { call: started, outcome });
@@ -468,6 +505,8 @@ impl Delivery {
         let Ended { call: Started { lane, piece, started, was_failing }, outcome } = ended;
         self.in_flight -= 1;
         self.failing_in_flight -= usize::from(was_failing);
+        let was_recalled = piece.is_recalled;
+        self.lane(lane).recalled -= usize::from(was_recalled);
         self.wake(lane);
         self.parts.metrics.call_duration.observe(now - started);
         let stream = Arc::clone(piece.stream());
@@ -483,6 +522,9 @@ impl Delivery {
         let after = policy.state();
         self.report(lane, before, after, now);
         self.offer(stream.id, now);
+        if was_recalled {
+            self.offer_recalled(now);
+        }
     }
 
     /// A call's piece is back.
@@ -554,13 +596,18 @@ impl Delivery {
     /// Whether nothing is left that another call could deliver: what is parked stays parked.
     fn is_drained(&self) -> bool {
         let is_done = |queue: &StreamQueue| queue.is_empty() || queue.stream.parked.load(Relaxed);
-        self.in_flight == 0 && self.parts.handoff.is_empty() && self.streams.values().all(is_done)
+        let is_spool_empty = self.spill.as_ref().is_none_or(Spill::is_empty);
+        self.in_flight == 0
+            && self.parts.handoff.is_empty()
+            && is_spool_empty
+            && self.streams.values().all(is_done)
     }
 
     fn abandon(&mut self) {
         while let Some(batch) = self.parts.handoff.pop() {
             self.take_batch(batch, Instant::now());
         }
+        spill::abandon(&mut self.spill);
         for queue in self.streams.values_mut() {
             let label = Arc::clone(&queue.stream.label);
             for (events, place) in queue.abandon() {

@@ -14,11 +14,19 @@ use crate::shard::{Orders, Phase, Shared};
 
 /// Reading out may take this share of the deadline; the rest is for delivering.
 const READING_SHARE: f64 = 0.6;
+/// Where there is a spool, delivering ends after this share of the deadline: the rest is for bringing what is left
+/// to disk.
+const DELIVERING_SHARE: f64 = 0.8;
+/// Calls in flight are cut after this share, to be spooled as well.
+const CALLING_SHARE: f64 = 0.9;
+
+/// Spooling has this time at least, even where the deadline comes earlier.
+const SPOOLING_MIN: Duration = Duration::from_secs(1);
 
 /// What became of the events that were here when the drain began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// All were delivered.
+    /// All were delivered, or are on disk.
     Clean,
     /// So many events had to be dropped; they are counted.
     Left(u64),
@@ -31,20 +39,28 @@ pub async fn drain(
     hurry: impl Future<Output = ()>,
 ) -> Drained {
     let config = &shared.config;
-    let deadline = Instant::now() + config.drain_deadline;
+    let start = Instant::now();
+    let deadline = start + config.drain_deadline;
+    let share = |share: f64| start + config.drain_deadline.mul_f64(share);
+    let deliver_until = if config.spool.is_some() { share(DELIVERING_SHARE) } else { deadline };
     let orderly = async {
-        read_out(shared, Instant::now() + config.drain_deadline.mul_f64(READING_SHARE)).await;
-        deliver(delivery, deadline).await
+        read_out(shared, share(READING_SHARE)).await;
+        deliver(delivery, deliver_until).await
     };
+    let mut cut_at = share(CALLING_SHARE);
     let done = tokio::select! {
         done = orderly => done,
         () = hurry => {
-            warn!("a second signal: what is not delivered yet is given up");
+            warn!("a second signal: what is not delivered yet is given up, or goes to the spool");
+            cut_at = Instant::now();
             false
         }
     };
     if !done {
         close(shared).await;
+    }
+    if config.spool.is_some() {
+        spool(delivery, cut_at, deadline.max(Instant::now() + SPOOLING_MIN)).await;
     }
     // What is parked for good was not waited for, but it is counted like the rest.
     abandon(delivery).await;
@@ -85,6 +101,17 @@ async fn deliver(delivery: &mpsc::Sender<Command>, deadline: Instant) -> bool {
         return false;
     }
     timeout_at(deadline, is_done).await.is_ok_and(|answer| answer.is_ok())
+}
+
+/// Brings what is left to disk.
+async fn spool(delivery: &mpsc::Sender<Command>, cut_at: Instant, deadline: Instant) {
+    let (done, is_done) = oneshot::channel();
+    if delivery.send(Command::Spool(cut_at.into_std(), done)).await.is_err() {
+        return;
+    }
+    if !timeout_at(deadline, is_done).await.is_ok_and(|answer| answer.is_ok()) {
+        warn!("the spool was not ready when the drain ended: what it has not synced may be lost");
+    }
 }
 
 /// Gives up what is left, counted.

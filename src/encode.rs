@@ -285,6 +285,12 @@ impl Gatherer {
     }
 }
 
+/// Appends the raw bytes of one record, `{"Data":"…"}`, to `lines`. The record must be of our own making.
+pub fn decode_record(json: &[u8], lines: &mut Vec<u8>) {
+    let base64 = &json[RECORD_OPEN.len()..json.len() - RECORD_CLOSE.len()];
+    base64_simd::STANDARD.decode_append(base64, lines).expect("a record that was encoded here is base64");
+}
+
 /// The largest body of `bytes` raw bytes, its tail included.
 pub fn body_bytes_max(bytes: usize) -> usize {
     let records = CALL_RECORDS_MAX.min(bytes / 2 + 1);

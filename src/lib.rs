@@ -11,6 +11,7 @@
 //! - [`delivery`] queues batches by stream, and its lanes decide which call starts when, what is retried and
 //!   what is settled.
 //! - [`destination`] makes a call and says truthfully what became of it; AWS appears only there.
+//! - [`spool`] keeps batches on disk, for when memory is short or the process ends.
 //!
 //! Beside the path: [`memory`] is the one limit and who holds how much of it, [`metrics`] accounts for every
 //! event, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
@@ -51,4 +52,5 @@ pub mod queue;
 pub mod relay;
 pub mod send;
 pub mod shard;
+pub mod spool;
 pub mod stream;

@@ -102,6 +102,23 @@ impl Memory {
         self.stream_max.min(2 * equal)
     }
 
+    /// How many bytes a stream is over what it should hold where the rest can go to disk: above three quarters of
+    /// its share everything beyond half of it; else none.
+    pub fn beyond_share(&self, account: &Account) -> u64 {
+        let (held, share) = (account.held.load(Relaxed), self.share(self.used()));
+        if held > share / 4 * 3 { held - share / 2 } else { 0 }
+    }
+
+    /// How many bytes are used beyond three quarters of the limit.
+    pub fn beyond_limit(&self) -> u64 {
+        self.used().saturating_sub(self.limit / 4 * 3)
+    }
+
+    /// The limit, in bytes.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// The largest open buffer that leaves a stream room to gather while earlier batches are under way.
     pub fn batch_bytes_max(&self) -> u64 {
         self.stream_max / 4
@@ -203,6 +220,11 @@ impl Charge {
             self.memory.release(&self.account, self.bytes - bytes);
         }
         self.bytes = bytes;
+    }
+
+    /// The bytes charged.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Hands the whole charge on and leaves none.

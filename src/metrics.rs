@@ -40,6 +40,8 @@ pub enum Drop {
     Parked,
     /// Refused alone by the destination.
     Rejected,
+    /// On disk, and no longer readable.
+    SpoolDamaged,
     /// Still here when the drain deadline passed.
     DrainDeadline,
     /// Lost by the relay that it was delivered to.
@@ -48,8 +50,14 @@ pub enum Drop {
 
 impl Drop {
     /// Every reason, in the order of its index.
-    pub const ALL: [Drop; 5] =
-        [Drop::Memory, Drop::Parked, Drop::Rejected, Drop::DrainDeadline, Drop::LostDownstream];
+    pub const ALL: [Drop; 6] = [
+        Drop::Memory,
+        Drop::Parked,
+        Drop::Rejected,
+        Drop::SpoolDamaged,
+        Drop::DrainDeadline,
+        Drop::LostDownstream,
+    ];
 
     /// The value of the metric's `reason` label.
     pub fn label(self) -> &'static str {
@@ -57,6 +65,7 @@ impl Drop {
             Drop::Memory => "memory",
             Drop::Parked => "parked",
             Drop::Rejected => "rejected",
+            Drop::SpoolDamaged => "spool_damaged",
             Drop::DrainDeadline => "drain_deadline",
             Drop::LostDownstream => "lost_downstream",
         }
@@ -72,6 +81,30 @@ pub enum Place {
     InFlight,
     /// In a call that failed, and waits for the next.
     Retry,
+    /// On disk and not in memory, or on its way to that.
+    Spool,
+}
+
+/// Why events may be delivered twice: the closed list behind `possible_duplicate_events_total{cause}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// An earlier call with them ended without a known outcome.
+    UnknownOutcome,
+    /// They were read back from what a process left that ended without order.
+    Recovery,
+}
+
+impl Cause {
+    /// Every cause, in the order of its index.
+    pub const ALL: [Cause; 2] = [Cause::UnknownOutcome, Cause::Recovery];
+
+    /// The value of the metric's `cause` label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Cause::UnknownOutcome => "unknown_outcome",
+            Cause::Recovery => "recovery",
+        }
+    }
 }
 
 /// What became of a record or a call: the closed list behind `outcome`.
@@ -155,10 +188,11 @@ pub struct Label {
     pub shards: Box<[Arc<ShardCell>]>,
     delivered: AtomicU64,
     dropped: [AtomicU64; Drop::ALL.len()],
-    held: [AtomicU64; 3],
+    held: [AtomicU64; 4],
+    recovered: AtomicU64,
     payload_bytes: AtomicU64,
     billed_bytes: AtomicU64,
-    duplicates: AtomicU64,
+    duplicates: [AtomicU64; Cause::ALL.len()],
 }
 
 impl Label {
@@ -171,7 +205,8 @@ impl Label {
             held: Default::default(),
             payload_bytes: AtomicU64::new(0),
             billed_bytes: AtomicU64::new(0),
-            duplicates: AtomicU64::new(0),
+            recovered: AtomicU64::new(0),
+            duplicates: Default::default(),
         })
     }
 
@@ -203,8 +238,13 @@ impl Label {
     }
 
     /// Events that are sent again although they may have been accepted.
-    pub fn resent_after_unknown(&self, events: u64) {
-        self.duplicates.fetch_add(events, Relaxed);
+    pub fn resent(&self, events: u64, cause: Cause) {
+        self.duplicates[cause as usize].fetch_add(events, Relaxed);
+    }
+
+    /// Events that an earlier process left on disk.
+    pub fn recovered(&self, events: u64) {
+        self.recovered.fetch_add(events, AcqRel);
     }
 
     /// The figures of the identity. They are read one by one, in the order in which an event passes, and an event
@@ -220,11 +260,12 @@ impl Label {
         Totals {
             stream: self.name.clone(),
             received,
-            recovered: 0,
+            recovered: self.recovered.load(Acquire),
             open,
             queued,
             in_flight,
             retry,
+            spool: held(Place::Spool),
             delivered: self.delivered.load(Acquire),
             dropped: Drop::ALL.map(|reason| self.dropped[reason as usize].load(Acquire)),
         }
@@ -244,12 +285,13 @@ pub struct Totals {
     pub queued: u64,
     pub in_flight: u64,
     pub retry: u64,
+    pub spool: u64,
 }
 
 impl Totals {
     /// Events that are still here, the sum of their places.
     pub fn held(&self) -> u64 {
-        self.open + self.queued + self.in_flight + self.retry
+        self.open + self.queued + self.in_flight + self.retry + self.spool
     }
 
     /// Events dropped for any reason.
@@ -308,6 +350,17 @@ impl LaneCounters {
     }
 }
 
+/// What the spool holds, as its thread last said; zeros where there is none.
+#[derive(Debug, Default)]
+pub struct SpoolGauges {
+    /// Bytes of all its files.
+    pub bytes: AtomicU64,
+    /// Their limit.
+    pub limit: AtomicU64,
+    /// Segments with damage, since the start.
+    pub damaged_segments: AtomicU64,
+}
+
 /// The counters of one process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -325,8 +378,10 @@ pub struct Metrics {
     pub call_duration: Histogram,
     /// From receiving to accepted, weighted by events.
     pub delivery_latency: Histogram,
-    /// How long the directory destination's syncs took.
+    /// How long syncs took, of the directory destination and of the spool.
     pub fsync_duration: Arc<Histogram>,
+    /// What the spool holds.
+    pub spool: Arc<SpoolGauges>,
 }
 
 impl Metrics {
@@ -344,6 +399,7 @@ impl Metrics {
             call_duration: Histogram::new(DURATION_BOUNDS),
             delivery_latency: Histogram::new(LATENCY_BOUNDS),
             fsync_duration: Arc::new(Histogram::new(DURATION_BOUNDS)),
+            spool: Arc::default(),
         })
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -27,12 +27,16 @@ use crate::metrics::Metrics;
 use crate::net::{self, DriverKind, probe};
 use crate::queue::{Handoff, Returns};
 use crate::shard::{self, Orders, Seat, Shared};
+use crate::spool;
+use crate::spool::keeper::{self, Keeper};
 use crate::stream::Registry;
 
 /// Questions to delivery that may wait for their turn: scrapes, a drain.
 const COMMANDS_WAITING: usize = 64;
 /// How often streams that were idle for an hour are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// A file of the spool is left for a new one when it has grown to this.
+const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// Runs a relay until it was told to stop and has drained.
 ///
@@ -53,7 +57,8 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     let destination = Arc::new(open_destination(&config, &metrics).await?);
     let shared = share(Arc::clone(&config), &plan, metrics, &destination)?;
     let (delivery, commands) = mpsc::channel(COMMANDS_WAITING);
-    tokio::spawn(Delivery::new(parts(&shared, &destination)).run(commands));
+    let spool = open_spool(&shared, driver, &plan)?;
+    tokio::spawn(Delivery::new(parts(&shared, &destination), spool).run(commands));
     let lifecycle = Arc::new(Lifecycle::default());
     let admin = Arc::new(Admin {
         shared: Arc::clone(&shared),
@@ -66,6 +71,7 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     });
     let served = tokio::spawn(async move { axum::serve(admin_listener, admin::router(admin)).await });
 
+    let signals = Signals::catch()?;
     let threads = start_shards(listeners, driver, &plan, &shared)?;
     lifecycle.ready();
     info!(
@@ -79,7 +85,7 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     );
     let housekeeping = tokio::spawn(sweep_idle(Arc::clone(&shared), delivery.clone()));
 
-    let drained = wait_and_drain(&shared, &delivery, &lifecycle).await?;
+    let drained = wait_and_drain(&shared, &delivery, &lifecycle, signals).await;
     housekeeping.abort();
     served.abort();
     for thread in threads {
@@ -118,6 +124,30 @@ async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<
     })
 }
 
+/// Starts the spool's thread where there is a spool. A disk that does not work is no reason not to start.
+fn open_spool(shared: &Shared, driver: DriverKind, plan: &Plan) -> io::Result<Option<Keeper>> {
+    let (config, metrics) = (&shared.config, &shared.metrics);
+    let Some(root) = config.spool.clone() else { return Ok(None) };
+    let keep_sent = u64::try_from(config.spool_keep_sent.as_millis()).unwrap_or(u64::MAX);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let settings = keeper::Settings {
+        root,
+        // The time first, so that directories are taken over in the order in which they were made.
+        instance: format!("{:010}-{}", since.as_secs(), instance()),
+        uses_uring: matches!(driver, DriverKind::Uring { .. }),
+        limits: spool::Limits {
+            bytes_max: config.spool_limit,
+            free_floor: config.spool_free_floor,
+            batches_max: usize::try_from(plan.events / 8 / spool::BATCH_MEMORY_BYTES).unwrap_or(usize::MAX),
+            segment_bytes: SEGMENT_BYTES.min(config.spool_limit / 4),
+            keep_sent,
+        },
+        fsync: Arc::clone(&metrics.fsync_duration),
+        gauges: Arc::clone(&metrics.spool),
+    };
+    Keeper::start(settings).map(Some)
+}
+
 /// A name for this process that no other of any host is likely to have: it stands in file names.
 fn instance() -> String {
     format!("{:08x}", fastrand::u32(..))
@@ -153,6 +183,7 @@ fn parts(shared: &Shared, destination: &Arc<Destination>) -> Parts {
         metrics: Arc::clone(&shared.metrics),
         handoff: Arc::clone(&shared.handoff),
         returns: Arc::clone(&shared.returns),
+        registry: Arc::clone(&shared.registry),
     }
 }
 
@@ -194,6 +225,24 @@ async fn sweep_idle(shared: Arc<Shared>, delivery: mpsc::Sender<Command>) {
     }
 }
 
+/// The signals that ask for the end. They are caught before anybody can know that the relay is ready, or one that
+/// comes at once would end it without a drain.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Waits to be told, then drains. SIGTERM, SIGINT and SIGHUP (a terminal that was closed) tell, as does
 /// `POST /drain`. A second
 /// signal cuts `pre_drain_delay` short; one during the drain hurries that.
@@ -201,10 +250,9 @@ async fn wait_and_drain(
     shared: &Arc<Shared>,
     delivery: &mpsc::Sender<Command>,
     lifecycle: &Lifecycle,
-) -> io::Result<Drained> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+    signals: Signals,
+) -> Drained {
+    let Signals { mut terminate, mut interrupt, mut hang_up } = signals;
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("SIGINT: draining"),
@@ -219,7 +267,7 @@ async fn wait_and_drain(
             () = either(&mut terminate, &mut interrupt) => info!("a signal again: pre_drain_delay is cut short"),
         }
     }
-    Ok(drain::drain(shared, delivery, either(&mut terminate, &mut interrupt)).await)
+    drain::drain(shared, delivery, either(&mut terminate, &mut interrupt)).await
 }
 
 /// Resolves at the next of either signal.

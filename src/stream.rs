@@ -78,6 +78,19 @@ impl Registry {
         Ok(stream)
     }
 
+    /// The stream of a name that is on disk: whether it is configured, or one too many, was decided when it came
+    /// in. A name that the template of delivery streams cannot take stands for itself.
+    pub fn resolve_spooled(&self, name: &str) -> Arc<Stream> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = streams.get(name.as_bytes()) {
+            return Arc::clone(stream);
+        }
+        let targets = self.delivery_streams(name).unwrap_or_else(|_| Box::new([name.into()]));
+        let stream = Arc::new(self.create_with(name, targets));
+        streams.insert(name.as_bytes().into(), Arc::clone(&stream));
+        stream
+    }
+
     /// Forgets the streams that nobody but the registry holds any more: idle, empty, swept by every shard.
     pub fn sweep(&self) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,19 +103,23 @@ impl Registry {
     }
 
     fn create(&self, name: &str) -> Result<Stream, Reject> {
+        Ok(self.create_with(name, self.delivery_streams(name)?))
+    }
+
+    fn create_with(&self, name: &str, delivery_streams: Box<[Arc<str>]>) -> Stream {
         let config = &self.config;
         let configured = config.streams.get(name);
-        Ok(Stream {
+        Stream {
             id: self.next_id.fetch_add(1, Relaxed),
             name: name.into(),
             phase: phase(name),
             label: self.metrics.label(name),
             packing: configured.map_or(config.packing, |stream| stream.packing),
             on_full: configured.map_or(config.on_full, |stream| stream.on_full),
-            delivery_streams: self.delivery_streams(name)?,
+            delivery_streams,
             account: Arc::default(),
             parked: AtomicBool::new(false),
-        })
+        }
     }
 
     /// Where a stream is delivered to. Only Firehose has delivery streams; elsewhere a stream keeps its name.

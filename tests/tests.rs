@@ -18,5 +18,6 @@ mod suite {
     mod relay_to_relay;
     mod seccomp;
     mod send;
+    mod spool;
     mod sync;
 }

@@ -171,6 +171,28 @@ impl SyncAt {
     pub const NAMES: [&str; 2] = ["delivered", "stored"];
 }
 
+/// What goes to the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpoolMode {
+    /// What there is no memory for: a stream near its share writes its oldest waiting batches.
+    Overflow,
+    /// Every batch, when it is sealed.
+    Always,
+}
+
+impl SpoolMode {
+    /// All of them, in the order of [`Self::NAMES`].
+    pub const ALL: [Self; 2] = [Self::Overflow, Self::Always];
+    /// What they are called in the configuration.
+    pub const NAMES: [&str; 2] = ["overflow", "always"];
+}
+
+impl fmt::Display for SpoolMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::NAMES[*self as usize])
+    }
+}
+
 /// Who computes the SHA-256 of a call's body, which its signature needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyHash {

@@ -10,7 +10,8 @@ use super::raw::{Given, Layer, Target};
 use super::stream::StreamOptions;
 use super::units::format_duration;
 use super::{
-    BodyHash, Config, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode, SyncAt,
+    BodyHash, Config, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode, SpoolMode,
+    SyncAt,
 };
 
 /// Applies the layers in ascending precedence, the defaults first.
@@ -144,8 +145,8 @@ impl Draft {
 }
 
 /// Whether batches are written to disk before they are delivered.
-fn has_spool(_config: &Config) -> bool {
-    false
+fn has_spool(config: &Config) -> bool {
+    config.spool.is_some()
 }
 
 /// Whether both can not be bound: the same port of the same address, where a wildcard is every address of its
@@ -171,6 +172,11 @@ fn blank() -> Config {
         linger: Duration::ZERO,
         memory: None,
         on_full: OnFull::Wait,
+        spool: None,
+        spool_mode: SpoolMode::Overflow,
+        spool_limit: 0,
+        spool_free_floor: 0,
+        spool_keep_sent: Duration::ZERO,
         packing: Packing { mode: PackingMode::Full, record_events_max: 0, record_bytes_max: 0 },
         frame_bytes_max: 0,
         max_connections: 0,

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::Config;
-use super::choices::{BodyHash, IoChoice, OnFull, Packing, PackingMode, SyncAt};
+use super::choices::{BodyHash, IoChoice, OnFull, Packing, PackingMode, SpoolMode, SyncAt};
 use super::name;
 use super::setters::{set_endpoint_url, set_listen, set_log, set_region};
 use super::setting::{Group, Kind, Setting};
@@ -279,6 +279,64 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
               \"uring\" does not start where it is refused.",
         default: r#""auto""#,
         kind: Kind::Choice { names: &IoChoice::NAMES, set: |config, index| config.io = IoChoice::ALL[index] },
+    },
+    Setting {
+        key: "spool",
+        group: Group::Spool,
+        help: "Directory for events on disk",
+        doc: "Every process has a directory of its own in it, and takes over those that others left. Empty: \
+              there is no spool, and what is in memory when the relay is killed is lost.",
+        default: r#""""#,
+        kind: Kind::Text {
+            name: "DIR",
+            form: "the path of a directory, or empty",
+            set: |config, text| {
+                config.spool = Some(text.into()).filter(|_| !text.is_empty());
+                Ok(())
+            },
+        },
+    },
+    Setting {
+        key: "spool_mode",
+        group: Group::Spool,
+        help: "What goes to the spool",
+        doc: "\"overflow\" writes what there is no memory for: the oldest waiting events of a stream near its \
+              share. \"always\" writes every event, before and beside its delivery, so that a kill loses only \
+              what was received within the last linger.",
+        default: r#""overflow""#,
+        kind: Kind::Choice {
+            names: &SpoolMode::NAMES,
+            set: |config, index| config.spool_mode = SpoolMode::ALL[index],
+        },
+    },
+    Setting {
+        key: "spool_limit",
+        group: Group::Spool,
+        help: "Most bytes on disk",
+        doc: "Once they are reached nothing more is written, and on_full decides what happens at a stream's \
+              share of memory.",
+        default: r#""10GiB""#,
+        kind: Kind::Size { from: 1 << 20, to: 1 << 50, word: None, set: |c, bytes| c.spool_limit = bytes },
+    },
+    Setting {
+        key: "spool_free_floor",
+        group: Group::Spool,
+        help: "Bytes to leave free on the spool's file system",
+        doc: "The spool stops growing before others run out of disk.",
+        default: r#""1GiB""#,
+        kind: Kind::Size { from: 0, to: 1 << 50, word: None, set: |c, bytes| c.spool_free_floor = bytes },
+    },
+    Setting {
+        key: "spool_keep_sent",
+        group: Group::Spool,
+        help: "How long to keep a spool file once everything in it is delivered",
+        doc: "Kept files count towards spool_limit, and give way before it is reached.",
+        default: r#""0s""#,
+        kind: Kind::Duration {
+            from: ms(0),
+            to: Duration::from_secs(30 * 24 * 3600),
+            set: |config, d| config.spool_keep_sent = d,
+        },
     },
     Setting {
         key: "max_calls",

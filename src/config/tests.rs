@@ -54,7 +54,7 @@ fn without_directory(line: &str) -> String {
 }
 
 /// A value other than the default for each setting of the relay, as TOML.
-const OTHER_VALUES: [(&str, &str); 32] = [
+const OTHER_VALUES: [(&str, &str); 37] = [
     ("listen", r#"["[::1]:7000", "unix:/run/standpipe.sock"]"#),
     ("admin", r#""[::1]:7001""#),
     ("max_connections", "7"),
@@ -76,6 +76,11 @@ const OTHER_VALUES: [(&str, &str); 32] = [
     ("on_full", r#""drop""#),
     ("shards", "3"),
     ("io", r#""epoll""#),
+    ("spool", r#""/var/spool/standpipe""#),
+    ("spool_mode", r#""always""#),
+    ("spool_limit", r#""2GiB""#),
+    ("spool_free_floor", r#""2GiB""#),
+    ("spool_keep_sent", r#""1h""#),
     ("max_calls", "10"),
     ("body_hash", r#""standard""#),
     ("max_lane_calls", "4"),
@@ -113,6 +118,11 @@ fn the_defaults_are_those_of_the_design() {
         linger: Duration::from_secs(1),
         memory: None,
         on_full: OnFull::Wait,
+        spool: None,
+        spool_mode: SpoolMode::Overflow,
+        spool_limit: 10 << 30,
+        spool_free_floor: 1 << 30,
+        spool_keep_sent: Duration::ZERO,
         packing: Packing {
             mode: PackingMode::Full,
             record_events_max: u32::MAX,

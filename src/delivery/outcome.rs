@@ -125,11 +125,13 @@ impl Delivery {
         }
         piece.stream().label.delivered(events, bytes, billed);
         let latency = &self.parts.metrics.delivery_latency;
-        let returns = &self.parts.returns;
+        let mut ended = Vec::new();
         piece.settle(Fate::Delivered, chosen, |ticket, settled| {
-            latency.observe_weighted(now - ticket.oldest, ticket.events - settled.lost);
-            returns[usize::from(settled.id.shard)].push(settled);
+            latency
+                .observe_weighted(now.saturating_duration_since(ticket.oldest), ticket.events - settled.lost);
+            ended.push(settled);
         });
+        self.settled(piece, ended);
         self.released = true;
     }
 
@@ -142,18 +144,21 @@ impl Delivery {
         label.dropped(lost, Drop::LostDownstream);
         label.delivered(events - lost, bytes / events.max(1) * (events - lost), 0);
         let latency = &self.parts.metrics.delivery_latency;
-        let returns = &self.parts.returns;
+        let mut ended = Vec::new();
         piece.settle_with_loss(lost, |ticket, settled| {
-            latency.observe_weighted(now - ticket.oldest, ticket.events - settled.lost);
-            returns[usize::from(settled.id.shard)].push(settled);
+            latency
+                .observe_weighted(now.saturating_duration_since(ticket.oldest), ticket.events - settled.lost);
+            ended.push(settled);
         });
+        self.settled(piece, ended);
         self.released = true;
     }
 
     fn drop_piece(&mut self, piece: &Piece, reason: Drop) {
         piece.stream().label.dropped(piece.events(), reason);
-        let returns = &self.parts.returns;
-        piece.settle(Fate::Lost, |_| true, |_, settled| returns[usize::from(settled.id.shard)].push(settled));
+        let mut ended = Vec::new();
+        piece.settle(Fate::Lost, |_| true, |_, settled| ended.push(settled));
+        self.settled(piece, ended);
         self.released = true;
     }
 }

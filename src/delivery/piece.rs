@@ -17,7 +17,7 @@ use crate::stream::Stream;
 #[derive(Debug)]
 pub struct Loose {
     ticket: Arc<Ticket>,
-    lines: Vec<u8>,
+    lines: Bytes,
     /// How much of the lines is packed already.
     offset: usize,
     events_left: u64,
@@ -28,9 +28,9 @@ pub struct Loose {
 
 impl Loose {
     /// All of a batch.
-    pub fn new(ticket: Arc<Ticket>, lines: Vec<u8>, charge: Charge, due: Instant) -> Self {
+    pub fn new(ticket: Arc<Ticket>, lines: impl Into<Bytes>, charge: Charge, due: Instant) -> Self {
         let events_left = ticket.events;
-        Self { ticket, lines, offset: 0, events_left, charge, due }
+        Self { ticket, lines: lines.into(), offset: 0, events_left, charge, due }
     }
 
     /// Raw bytes not packed yet.
@@ -46,6 +46,21 @@ impl Loose {
     /// When its oldest event was received.
     pub fn oldest(&self) -> Instant {
         self.ticket.oldest
+    }
+
+    /// Its lines that are not packed yet. Cloning shares them.
+    pub fn lines(&self) -> Bytes {
+        self.lines.slice(self.offset..)
+    }
+
+    /// Whose events it holds, and how many.
+    pub fn shares(&self) -> (Arc<Ticket>, u64) {
+        (Arc::clone(&self.ticket), self.events_left)
+    }
+
+    /// The memory charged for it.
+    pub fn charged(&self) -> u64 {
+        self.charge.bytes()
     }
 }
 
@@ -74,12 +89,16 @@ pub struct Piece {
     records: Vec<Record>,
     origin: Origin,
     /// Gives the memory back when the piece is dropped.
-    _charge: Charge,
+    charge: Charge,
     oldest: Instant,
     /// A call with it was made and failed.
     pub is_retry: bool,
     /// A call with it ended without a known outcome.
     pub is_unknown: bool,
+    /// An earlier process may have delivered it.
+    pub is_doubtful: bool,
+    /// It was read back from disk.
+    pub is_recalled: bool,
     /// When a call that held its records was first refused for its content.
     pub refused_since: Option<Instant>,
 }
@@ -92,8 +111,18 @@ impl Piece {
     }
 
     fn new(body: Bytes, records: Vec<Record>, origin: Origin, charge: Charge, oldest: Instant) -> Self {
-        let (is_retry, is_unknown, refused_since) = (false, false, None);
-        Self { body, records, origin, _charge: charge, oldest, is_retry, is_unknown, refused_since }
+        Self {
+            body,
+            records,
+            origin,
+            charge,
+            oldest,
+            is_retry: false,
+            is_unknown: false,
+            is_doubtful: false,
+            is_recalled: false,
+            refused_since: None,
+        }
     }
 
     /// Its stream.
@@ -122,6 +151,28 @@ impl Piece {
     /// When its oldest event was received.
     pub fn oldest(&self) -> Instant {
         self.oldest
+    }
+
+    /// The body that its records stand in. Cloning shares it.
+    pub fn body(&self) -> Bytes {
+        self.body.clone()
+    }
+
+    /// The memory charged for it.
+    pub fn charged(&self) -> u64 {
+        self.charge.bytes()
+    }
+
+    /// Whose events it holds, and how many of each.
+    pub fn tickets(&self) -> Vec<(Arc<Ticket>, u64)> {
+        let mut tickets: Vec<(Arc<Ticket>, u64)> = Vec::new();
+        for share in self.shares() {
+            match tickets.last_mut().filter(|(ticket, _)| Arc::ptr_eq(ticket, &share.ticket)) {
+                Some((_, events)) => *events += share.events,
+                None => tickets.push((share.ticket, share.events)),
+            }
+        }
+        tickets
     }
 
     /// The whole body of a call to `delivery_stream`. Nothing is copied unless somebody still reads the last.
@@ -198,7 +249,14 @@ impl Piece {
         };
         let charge = Charge::forced(memory, &self.stream().account, json.capacity() as u64);
         let piece = Piece::new(Bytes::from(json), records, origin, charge, self.oldest);
-        Piece { is_retry: true, is_unknown: self.is_unknown, refused_since: self.refused_since, ..piece }
+        Piece {
+            is_retry: true,
+            is_unknown: self.is_unknown,
+            is_doubtful: self.is_doubtful,
+            is_recalled: self.is_recalled,
+            refused_since: self.refused_since,
+            ..piece
+        }
     }
 
     /// The two halves of its records, to find the one that is refused.
@@ -215,6 +273,7 @@ fn may_join(first: &Piece, next: &Piece) -> bool {
         && next.refused_since.is_none()
         && first.is_retry == next.is_retry
         && first.is_unknown == next.is_unknown
+        && first.is_doubtful == next.is_doubtful
 }
 
 /// Takes the first piece, and with it as many that follow as fit into one call.
@@ -261,7 +320,14 @@ fn join(group: &[Piece], memory: &Arc<Memory>) -> Piece {
     let charge = Charge::forced(memory, &group[0].stream().account, json.capacity() as u64);
     let oldest = group.iter().map(|piece| piece.oldest).min().expect("a group has a piece");
     let piece = Piece::new(Bytes::from(json), records, Origin::Many(shares), charge, oldest);
-    Piece { is_retry: group[0].is_retry, is_unknown: group[0].is_unknown, ..piece }
+    let first = &group[0];
+    Piece {
+        is_retry: first.is_retry,
+        is_unknown: first.is_unknown,
+        is_doubtful: first.is_doubtful,
+        is_recalled: first.is_recalled,
+        ..piece
+    }
 }
 
 impl Piece {
@@ -327,18 +393,20 @@ fn pack_lines(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory
     let (mut lines, mut charge, oldest) = (first.lines, first.charge, first.ticket.oldest);
     let mut parts = vec![(first.ticket, first.events_left)];
     while let Some(next) = loose.front().filter(|next| lines.len() + next.lines.len() <= CALL_BYTES_MAX) {
-        lines.extend_from_slice(&next.lines);
+        let mut joined = Vec::from(lines);
+        joined.extend_from_slice(&next.lines);
+        lines = Bytes::from(joined);
         parts.extend(loose.pop_front().map(|next| (next.ticket, next.events_left)));
     }
     if parts.len() > 1 {
-        charge = Charge::forced(memory, &stream.account, lines.capacity() as u64);
+        charge = Charge::forced(memory, &stream.account, lines.len() as u64);
     }
     let events = parts.iter().map(|(_, events)| events).sum::<u64>();
     let length = u32::try_from(lines.len()).expect("a batch is far smaller than 4 GiB");
     let events = u32::try_from(events).expect("a call has fewer events than bytes");
     let records = vec![Record { start: 0, end: length, bytes: length, events }];
     let origin = origin_of(&records, parts);
-    Some(Piece::new(Bytes::from(lines), records, origin, charge, oldest))
+    Some(Piece::new(lines, records, origin, charge, oldest))
 }
 
 /// Divides each record's events among the batches they came from: both are in the same order.

@@ -11,6 +11,15 @@ use crate::memory::Memory;
 use crate::metrics::Place;
 use crate::stream::Stream;
 
+/// Something queued.
+#[derive(Debug)]
+pub enum Item {
+    /// Lines.
+    Loose(Loose),
+    /// Records, or lines that were packed.
+    Piece(Piece),
+}
+
 /// A stream's place at one of its lanes.
 #[derive(Debug)]
 pub struct LaneLink {
@@ -36,6 +45,10 @@ pub struct StreamQueue {
     /// When it last held anything, for the sweep.
     pub used_at: Instant,
     pieces: VecDeque<Piece>,
+    /// Read back from disk.
+    recalled: VecDeque<Piece>,
+    /// Whether the next call is for what was read back, where there is a choice.
+    recalled_next: bool,
     loose: VecDeque<Loose>,
     loose_bytes: usize,
 }
@@ -49,40 +62,90 @@ impl StreamQueue {
             in_flight: Vec::new(),
             used_at: now,
             pieces: VecDeque::new(),
+            recalled: VecDeque::new(),
+            recalled_next: false,
             loose: VecDeque::new(),
             loose_bytes: 0,
         }
     }
 
-    /// Adds lines that may wait for others.
-    pub fn push_loose(&mut self, loose: Loose) {
-        self.loose_bytes += loose.bytes();
-        self.loose.push_back(loose);
-    }
-
-    /// Adds a piece behind the others.
-    pub fn push(&mut self, piece: Piece) {
-        self.pieces.push_back(piece);
+    /// Adds a batch behind the others.
+    pub fn push(&mut self, item: Item) {
+        match item {
+            Item::Piece(piece) => self.pieces.push_back(piece),
+            Item::Loose(loose) => {
+                self.loose_bytes += loose.bytes();
+                self.loose.push_back(loose);
+            }
+        }
     }
 
     /// Puts a piece that failed before the others, unless it is a suspect alone: that one lets others go first,
     /// so that they can show whether the lane or the record is to blame.
     pub fn push_retry(&mut self, piece: Piece) {
-        if piece.refused_since.is_some() && piece.records().len() == 1 {
+        if piece.is_recalled {
+            self.recalled.push_front(piece);
+        } else if piece.refused_since.is_some() && piece.records().len() == 1 {
             self.pieces.push_back(piece);
         } else {
             self.pieces.push_front(piece);
         }
     }
 
+    /// Adds what was read back from disk.
+    pub fn push_recalled(&mut self, piece: Piece) {
+        self.recalled.push_back(piece);
+    }
+
+    /// Whether something is queued that was read back from disk.
+    pub fn has_recalled(&self) -> bool {
+        !self.recalled.is_empty()
+    }
+
+    /// Puts lines back before the others.
+    pub fn put_back(&mut self, item: Item) {
+        match item {
+            Item::Piece(piece) if piece.is_recalled => self.recalled.push_front(piece),
+            Item::Piece(piece) => self.pieces.push_front(piece),
+            Item::Loose(loose) => {
+                self.loose_bytes += loose.bytes();
+                self.loose.push_front(loose);
+            }
+        }
+    }
+
+    /// Takes the oldest that is queued and was not read back from disk.
+    pub fn take_oldest(&mut self) -> Option<Item> {
+        let piece_first = match (self.pieces.front(), self.loose.front()) {
+            (Some(piece), Some(loose)) => piece.oldest() <= loose.oldest(),
+            (piece, _) => piece.is_some(),
+        };
+        if piece_first {
+            return self.pieces.pop_front().map(Item::Piece);
+        }
+        let loose = self.loose.pop_front()?;
+        self.loose_bytes -= loose.bytes();
+        Some(Item::Loose(loose))
+    }
+
+    /// Takes what was read back from disk.
+    pub fn take_recalled(&mut self) -> Option<Item> {
+        self.recalled.pop_front().map(Item::Piece)
+    }
+
+    /// Raw bytes queued that were not read back from disk.
+    pub fn fresh_bytes(&self) -> usize {
+        self.loose_bytes + self.pieces.iter().map(Piece::bytes).sum::<usize>()
+    }
+
     /// Whether nothing is queued.
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty() && self.loose.is_empty()
+        self.pieces.is_empty() && self.loose.is_empty() && self.recalled.is_empty()
     }
 
     /// When there is something to call with: now, later, or not until more arrives.
     pub fn ready_at(&self, now: Instant) -> Option<Instant> {
-        if !self.pieces.is_empty() || self.loose_bytes >= CALL_BYTES_MAX {
+        if !self.pieces.is_empty() || !self.recalled.is_empty() || self.loose_bytes >= CALL_BYTES_MAX {
             return Some(now);
         }
         self.loose.front().map(|loose| loose.due.max(now))
@@ -90,7 +153,21 @@ impl StreamQueue {
 
     /// Takes what goes into the next call: the older of what is packed and what is loose. The events have left
     /// the place that is returned.
-    pub fn next_call(&mut self, encoding: Encoding, memory: &Arc<Memory>) -> Option<(Piece, Place)> {
+    ///
+    /// What was read back from disk takes turns with the rest, and goes only where `may_recall` says so.
+    pub fn next_call(
+        &mut self,
+        encoding: Encoding,
+        memory: &Arc<Memory>,
+        may_recall: bool,
+    ) -> Option<(Piece, Place)> {
+        let has_fresh = !self.pieces.is_empty() || !self.loose.is_empty();
+        self.recalled_next = !self.recalled_next;
+        if may_recall && self.has_recalled() && (self.recalled_next || !has_fresh) {
+            let piece = piece::merge(&mut self.recalled, encoding, memory)?;
+            let place = if piece.is_retry { Place::Retry } else { Place::Queued };
+            return Some((piece, place));
+        }
         let piece_first = match (self.pieces.front(), self.loose.front()) {
             (Some(piece), Some(loose)) => piece.oldest() <= loose.oldest(),
             (piece, _) => piece.is_some(),
@@ -108,7 +185,7 @@ impl StreamQueue {
 
     /// When the oldest event was received that is here or in flight.
     pub fn oldest(&self) -> Option<Instant> {
-        let pieces = self.pieces.iter().map(Piece::oldest);
+        let pieces = self.pieces.iter().chain(&self.recalled).map(Piece::oldest);
         pieces.chain(self.loose.iter().map(Loose::oldest)).chain(self.in_flight.iter().copied()).min()
     }
 
@@ -117,7 +194,7 @@ impl StreamQueue {
         let loose: u64 = self.loose.drain(..).map(|loose| loose.events()).sum();
         self.loose_bytes = 0;
         let mut events = [(loose, Place::Queued), (0, Place::Retry)];
-        for piece in self.pieces.drain(..) {
+        for piece in self.pieces.drain(..).chain(self.recalled.drain(..)) {
             events[usize::from(piece.is_retry)].0 += piece.events();
         }
         events

@@ -9,7 +9,7 @@ use prometheus::proto::{
 };
 use prometheus::{Encoder, TextEncoder};
 
-use super::{Drop, Histogram, Metrics, Outcome, Reject};
+use super::{Cause, Drop, Histogram, Metrics, Outcome, Reject};
 
 /// What is looked at when a scrape comes.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +31,9 @@ pub struct Live {
     /// Monotonic nanoseconds since the epoch of the metrics.
     pub now_nanoseconds: u64,
 }
+
+/// The values of the label `place` of `events_held`, in the order in which an event passes.
+const PLACES: [&str; 5] = ["open", "queued", "in_flight", "retry", "spool"];
 
 /// The exposition in Prometheus' text format 0.0.4.
 pub fn text(metrics: &Metrics, live: &Live) -> String {
@@ -55,8 +58,10 @@ fn stream_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     let mut received = counter("standpipe_events_received_total", "Events of good frames.");
     let mut delivered = counter("standpipe_events_delivered_total", "Events accepted by the destination.");
     let mut dropped = counter("standpipe_events_dropped_total", "Events dropped, by reason.");
-    let mut recovered =
-        counter("standpipe_events_recovered_total", "Events read back from the spool at start.");
+    let mut recovered = counter(
+        "standpipe_events_recovered_total",
+        "Events found in the spool that an earlier process had left.",
+    );
     let mut held = gauge("standpipe_events_held", "Events that are here, by place.");
     let mut payload = counter(
         "standpipe_payload_bytes_delivered_total",
@@ -79,14 +84,16 @@ fn stream_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
         for (reason, count) in Drop::ALL.iter().zip(totals.dropped) {
             add(&mut dropped, &[stream, ("reason", reason.label())], count as f64);
         }
-        let places = [totals.open, totals.queued, totals.in_flight, totals.retry];
-        for (place, count) in ["open", "queued", "in_flight", "retry"].into_iter().zip(places) {
+        let places = [totals.open, totals.queued, totals.in_flight, totals.retry, totals.spool];
+        for (place, count) in PLACES.into_iter().zip(places) {
             add(&mut held, &[stream, ("place", place)], count as f64);
         }
         add(&mut payload, &[stream], label.payload_bytes.load(Relaxed) as f64);
         add(&mut billed, &[stream], label.billed_bytes.load(Relaxed) as f64);
-        let cause = ("cause", "unknown_outcome");
-        add(&mut duplicates, &[stream, cause], label.duplicates.load(Relaxed) as f64);
+        for cause in Cause::ALL {
+            let count = label.duplicates[cause as usize].load(Relaxed);
+            add(&mut duplicates, &[stream, ("cause", cause.label())], count as f64);
+        }
         let open = label.shards.iter().map(|cell| cell.open_since.get()).filter(|since| *since > 0).min();
         let open_age = open.map_or(0.0, |since| live.now_nanoseconds.saturating_sub(since) as f64 / 1e9);
         let sealed_age = live.oldest.iter().find(|(name, _)| *name == totals.stream);
@@ -208,9 +215,22 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     add(&mut driver, &[("driver", live.driver)], 1.0);
     let mut build = gauge("standpipe_build_info", "Which build this is.");
     add(&mut build, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    let spool = |figure: &std::sync::atomic::AtomicU64| figure.load(Relaxed) as f64;
     vec![
         memory,
         one(gauge("standpipe_memory_limit_bytes", "The memory limit of the plan."), live.memory_limit as f64),
+        one(gauge("standpipe_spool_bytes", "Bytes of the spool's files."), spool(&metrics.spool.bytes)),
+        one(
+            gauge("standpipe_spool_limit_bytes", "The limit of the spool; 0 where there is none."),
+            spool(&metrics.spool.limit),
+        ),
+        one(
+            counter(
+                "standpipe_spool_damaged_segments_total",
+                "Segments of the spool in which something could not be read, and which were put aside.",
+            ),
+            spool(&metrics.spool.damaged_segments),
+        ),
         histogram(
             "standpipe_call_duration_seconds",
             "How long calls took until their answer.",

@@ -1,0 +1,324 @@
+//! The spool's directories on this host: one of this process's own, locked, made when it is first needed; others
+//! that are taken over when their lock is free; and the files in them, opened when they are first used. It decides
+//! nothing: names, locks and descriptors only.
+//!
+//! Invariants: no link below the root is followed; a directory is touched only while its lock is held; it comes
+//! under its final name only after it was locked, so that nobody takes it over in between.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::executor::Handle;
+use super::{File, Kind, Listed, OWN};
+
+/// Where damaged segments go.
+const QUARANTINE: &str = "quarantine";
+/// Says that the process that had the directory ended in order: nothing in it was sent without being marked.
+const CLEAN: &str = "clean";
+/// A directory that is being made; left over where a process was killed meanwhile.
+const UNFINISHED: &str = ".new-";
+/// Descriptors of files that are kept open.
+const OPEN_FILES_MAX: usize = 64;
+/// A left-over of a directory that was being made is removed when it is this old.
+const UNFINISHED_AGE: Duration = Duration::from_secs(60);
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// A directory whose lock is held as long as this lives.
+#[derive(Debug)]
+struct Folder {
+    name: String,
+    descriptor: OwnedFd,
+}
+
+/// The directories and open files.
+#[derive(Debug)]
+pub(super) struct Host {
+    root: PathBuf,
+    instance: String,
+    uses_uring: bool,
+    folders: HashMap<u32, Folder>,
+    /// Directories that are not looked at again.
+    left: HashSet<String>,
+    next_dir: u32,
+    open: HashMap<File, Rc<Handle>>,
+    /// The segment made last, which is never closed on the side.
+    writing: Option<File>,
+}
+
+/// A directory that was taken over.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) dir: u32,
+    pub(super) name: String,
+    pub(super) files: Vec<Listed>,
+    /// Whether whoever had it ended without order.
+    pub(super) is_doubtful: bool,
+}
+
+impl Host {
+    /// Nothing is touched yet. `instance` names this process's directory and must be nobody else's.
+    pub(super) fn new(root: &Path, instance: &str, uses_uring: bool) -> Self {
+        Self {
+            root: root.to_owned(),
+            instance: instance.to_owned(),
+            uses_uring,
+            folders: HashMap::new(),
+            left: HashSet::new(),
+            next_dir: OWN + 1,
+            open: HashMap::new(),
+            writing: None,
+        }
+    }
+
+    /// The name of a directory that is held, for the log.
+    pub(super) fn name(&self, dir: u32) -> &str {
+        self.folders.get(&dir).map_or(&self.instance, |folder| &folder.name)
+    }
+
+    fn root(&self) -> io::Result<OwnedFd> {
+        fs::create_dir_all(&self.root)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&self.root, flags, Mode::empty())?)
+    }
+
+    fn folder(&mut self, dir: u32) -> io::Result<&OwnedFd> {
+        if dir == OWN && !self.folders.contains_key(&OWN) {
+            let folder = self.make_own()?;
+            self.folders.insert(OWN, folder);
+        }
+        let gone = || io::Error::new(io::ErrorKind::NotFound, "the directory is not held");
+        self.folders.get(&dir).map(|folder| &folder.descriptor).ok_or_else(gone)
+    }
+
+    fn make_own(&self) -> io::Result<Folder> {
+        let root = self.root()?;
+        let unfinished = format!("{UNFINISHED}{}", self.instance);
+        match rustix::fs::mkdirat(&root, &unfinished, Mode::from_raw_mode(0o777)) {
+            Ok(()) | Err(Errno::EXIST) => (),
+            Err(errno) => return Err(errno.into()),
+        }
+        let descriptor = rustix::fs::openat(&root, &unfinished, FOLDER, Mode::empty())?;
+        rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive)?;
+        rustix::fs::renameat(&root, &unfinished, &root, &self.instance)?;
+        rustix::fs::fsync(&root)?;
+        Ok(Folder { name: self.instance.clone(), descriptor })
+    }
+
+    /// Takes over every directory whose lock is free.
+    pub(super) fn take_over(&mut self) -> io::Result<Vec<Taken>> {
+        let root = self.root()?;
+        let mut taken = Vec::new();
+        for entry in fs::read_dir(&self.root)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if name.starts_with(UNFINISHED) {
+                remove_unfinished(&root, &name, entry.metadata().and_then(|data| data.modified()));
+                continue;
+            }
+            let is_known = name == self.instance
+                || name == QUARANTINE
+                || name.starts_with('.')
+                || self.left.contains(&name)
+                || self.folders.values().any(|folder| folder.name == name);
+            if is_known || !entry.file_type()?.is_dir() {
+                continue;
+            }
+            if let Some(found) = self.take(&root, name)? {
+                taken.push(found);
+            }
+        }
+        taken.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(taken)
+    }
+
+    fn take(&mut self, root: &OwnedFd, name: String) -> io::Result<Option<Taken>> {
+        let descriptor = match rustix::fs::openat(root, &name, FOLDER, Mode::empty()) {
+            Ok(descriptor) => descriptor,
+            // Somebody else has just removed it.
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        if rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(None);
+        }
+        // Its last holder may have removed it between the two.
+        let (here, there) =
+            (rustix::fs::fstat(&descriptor)?, rustix::fs::statat(root, &name, AtFlags::SYMLINK_NOFOLLOW));
+        if !there.is_ok_and(|there| there.st_ino == here.st_ino) {
+            return Ok(None);
+        }
+        let files = list(&self.root.join(&name))?;
+        let is_clean = rustix::fs::unlinkat(&descriptor, CLEAN, AtFlags::empty()).is_ok();
+        if is_clean {
+            // Before anything of it is sent: should this process be killed, it was not clean.
+            rustix::fs::fsync(&descriptor)?;
+        }
+        let dir = self.next_dir;
+        self.next_dir += 1;
+        self.folders.insert(dir, Folder { name: name.clone(), descriptor });
+        Ok(Some(Taken { dir, name, files, is_doubtful: !is_clean }))
+    }
+
+    /// Gives the lock of a directory up, and does not look at it again.
+    pub(super) fn leave(&mut self, dir: u32) {
+        self.open.retain(|file, _| file.dir != dir);
+        if let Some(folder) = self.folders.remove(&dir) {
+            self.left.insert(folder.name);
+        }
+    }
+
+    /// Notes that this process ends in order, in a directory that still has files; removes one that has none.
+    pub(super) fn finish(&mut self, dir: u32, has_files: bool) -> io::Result<()> {
+        if !has_files && self.remove_dir(dir).is_ok() {
+            return Ok(());
+        }
+        let Some(folder) = self.folders.get(&dir) else { return Ok(()) };
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let clean = rustix::fs::openat(&folder.descriptor, CLEAN, flags, Mode::from_raw_mode(0o666))?;
+        rustix::fs::fsync(&clean)?;
+        rustix::fs::fsync(&folder.descriptor)?;
+        Ok(())
+    }
+
+    /// Every directory that is held.
+    pub(super) fn dirs(&self) -> Vec<u32> {
+        self.folders.keys().copied().collect()
+    }
+
+    pub(super) fn create(&mut self, file: File) -> io::Result<()> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = self.folder(file.dir)?;
+        let descriptor = match rustix::fs::openat(folder, file_name(file), flags, Mode::from_raw_mode(0o666))
+        {
+            // Marks of an earlier try, which may have failed halfway.
+            Err(Errno::EXIST) if file.kind == Kind::Done => {
+                let flags = OFlags::RDWR | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                rustix::fs::openat(folder, file_name(file), flags, Mode::empty())?
+            }
+            other => other?,
+        };
+        if file.kind == Kind::Segment {
+            self.writing = Some(file);
+        }
+        self.keep(file, descriptor);
+        Ok(())
+    }
+
+    /// The open file, opened if need be.
+    pub(super) fn open(&mut self, file: File) -> io::Result<Rc<Handle>> {
+        if let Some(handle) = self.open.get(&file) {
+            return Ok(Rc::clone(handle));
+        }
+        let access = if file.kind == Kind::Done { OFlags::RDWR } else { OFlags::RDONLY };
+        let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let descriptor = rustix::fs::openat(self.folder(file.dir)?, file_name(file), flags, Mode::empty())?;
+        Ok(self.keep(file, descriptor))
+    }
+
+    fn keep(&mut self, file: File, descriptor: OwnedFd) -> Rc<Handle> {
+        if self.open.len() >= OPEN_FILES_MAX {
+            let writing = self.writing;
+            self.open.retain(|file, handle| Some(*file) == writing || Rc::strong_count(handle) > 1);
+        }
+        let handle = Rc::new(Handle::new(descriptor, self.uses_uring));
+        self.open.insert(file, Rc::clone(&handle));
+        handle
+    }
+
+    pub(super) fn close(&mut self, file: File) {
+        self.open.remove(&file);
+        self.writing = self.writing.filter(|writing| *writing != file);
+    }
+
+    pub(super) fn remove(&mut self, file: File) -> io::Result<()> {
+        self.close(file);
+        match rustix::fs::unlinkat(self.folder(file.dir)?, file_name(file), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    pub(super) fn quarantine(&mut self, file: File) -> io::Result<()> {
+        self.close(file);
+        let root = self.root()?;
+        match rustix::fs::mkdirat(&root, QUARANTINE, Mode::from_raw_mode(0o777)) {
+            Ok(()) | Err(Errno::EXIST) => (),
+            Err(errno) => return Err(errno.into()),
+        }
+        let quarantine = rustix::fs::openat(&root, QUARANTINE, FOLDER, Mode::empty())?;
+        let target = format!("{}-{}", self.name(file.dir), file_name(file));
+        rustix::fs::renameat(self.folder(file.dir)?, file_name(file), &quarantine, target)?;
+        Ok(rustix::fs::fsync(&quarantine)?)
+    }
+
+    pub(super) fn sync_dir(&mut self, dir: u32) -> io::Result<()> {
+        Ok(rustix::fs::fsync(self.folder(dir)?)?)
+    }
+
+    /// Removes an empty directory; its lock goes with it.
+    pub(super) fn remove_dir(&mut self, dir: u32) -> io::Result<()> {
+        self.open.retain(|file, _| file.dir != dir);
+        let root = self.root()?;
+        let Some(folder) = self.folders.get(&dir) else { return Ok(()) };
+        match rustix::fs::unlinkat(&root, &folder.name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => (),
+            Err(errno) => return Err(errno.into()),
+        }
+        self.folders.remove(&dir);
+        Ok(rustix::fs::fsync(&root)?)
+    }
+
+    /// Bytes free for this user on the root's file system.
+    pub(super) fn space(&self) -> io::Result<u64> {
+        let status = rustix::fs::fstatvfs(self.root()?.as_fd())?;
+        Ok(status.f_bavail.saturating_mul(status.f_frsize))
+    }
+}
+
+fn file_name(file: File) -> String {
+    let extension = match file.kind {
+        Kind::Segment => "seg",
+        Kind::Done => "done",
+    };
+    format!("{:08}.{extension}", file.number)
+}
+
+fn list(folder: &Path) -> io::Result<Vec<Listed>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let parts = name.to_str().and_then(|name| name.split_once('.'));
+        let kind = match parts {
+            Some((_, "seg")) => Kind::Segment,
+            Some((_, "done")) => Kind::Done,
+            _ => continue,
+        };
+        let Some(number) = parts.and_then(|(number, _)| number.parse().ok()) else { continue };
+        let status = entry.metadata()?;
+        if status.is_file() {
+            let modified = status.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let modified = u64::try_from(modified.as_millis()).unwrap_or(u64::MAX);
+            files.push(Listed { number, kind, length: status.len(), modified });
+        }
+    }
+    Ok(files)
+}
+
+/// Removes what a process left that was killed while it made its directory.
+fn remove_unfinished(root: &OwnedFd, name: &str, modified: io::Result<SystemTime>) {
+    let age = modified.ok().and_then(|at| at.elapsed().ok()).unwrap_or_default();
+    if age > UNFINISHED_AGE {
+        // Not empty, or not ours to remove: it harms nobody.
+        let _ = rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR);
+    }
+}

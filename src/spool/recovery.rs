@@ -1,0 +1,348 @@
+//! Taking over what another process left: which batches stand in each of its segments, and which are done. It reads
+//! indexes and marks, and only where there is no good index the headers of batches, never their lines.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::format::{self, BATCH_HEADER_BYTES, BadHeader, CONTENT_START, Found, TAIL_BYTES, Tail};
+use super::index::{Entry, Where};
+use super::segment::{Phase, Segment};
+use super::{Event, File, Kind, Listed, Notice, Op, OpResult, Spool};
+
+/// How much is read at once where headers are walked.
+const SCAN_BYTES: u64 = 256 << 10;
+
+/// What is left to read of one segment.
+#[derive(Debug)]
+enum Step {
+    Head,
+    Tail,
+    Index(Tail),
+    /// Walks headers from this offset on; the window read starts at the second.
+    Scan(u64, u64),
+    Marks,
+    Finished,
+}
+
+/// A segment that is being read.
+#[derive(Debug)]
+struct Reading {
+    file: File,
+    length: u64,
+    /// Length of its marks, and when they were last written.
+    marks: Option<(u64, u64)>,
+    step: Step,
+    salt: Option<u32>,
+    found: Vec<Found>,
+    done: HashSet<(u32, u32)>,
+    is_damaged: bool,
+}
+
+/// A directory that is being taken over.
+#[derive(Debug)]
+pub(super) struct Adoption {
+    dir: u32,
+    segments: VecDeque<Reading>,
+    /// Marks whose segment is gone.
+    orphans: Vec<File>,
+    is_reading: bool,
+    /// By sequence: what was found not done, and what was found done.
+    seen: HashMap<u64, u64>,
+    done: HashSet<u64>,
+    /// Of each stream: batches, events and bytes of lines.
+    streams: HashMap<Arc<str>, (u64, u64, u64)>,
+}
+
+impl Adoption {
+    pub(super) fn new(dir: u32, files: &[Listed]) -> Self {
+        let of = |kind| files.iter().filter(move |file| file.kind == kind);
+        let marks: HashMap<u32, (u64, u64)> =
+            of(Kind::Done).map(|file| (file.number, (file.length, file.modified))).collect();
+        let mut segments: Vec<&Listed> = of(Kind::Segment).collect();
+        segments.sort_by_key(|file| file.number);
+        let numbers: HashSet<u32> = segments.iter().map(|file| file.number).collect();
+        let orphans = marks.keys().filter(|number| !numbers.contains(number));
+        let orphans = orphans.map(|number| File { dir, number: *number, kind: Kind::Done }).collect();
+        let reading = |listed: &Listed| {
+            let file = File { dir, number: listed.number, kind: Kind::Segment };
+            Reading::new(file, listed.length, marks.get(&listed.number).copied())
+        };
+        Self {
+            dir,
+            segments: segments.into_iter().map(reading).collect(),
+            orphans,
+            is_reading: false,
+            seen: HashMap::new(),
+            done: HashSet::new(),
+            streams: HashMap::new(),
+        }
+    }
+}
+
+impl Reading {
+    fn new(file: File, length: u64, marks: Option<(u64, u64)>) -> Self {
+        Self {
+            file,
+            length,
+            marks,
+            step: Step::Head,
+            salt: None,
+            found: Vec::new(),
+            done: HashSet::new(),
+            is_damaged: false,
+        }
+    }
+
+    fn op(&self) -> Option<Op> {
+        let (file, offset, length) = match &self.step {
+            Step::Head => (self.file, 0, u64::from(CONTENT_START)),
+            Step::Tail => (self.file, self.length.saturating_sub(TAIL_BYTES as u64), TAIL_BYTES as u64),
+            Step::Index(tail) => (self.file, u64::from(tail.end), u64::from(tail.length)),
+            Step::Scan(_, from) => (self.file, *from, SCAN_BYTES),
+            Step::Marks => (File { kind: Kind::Done, ..self.file }, 0, self.marks?.0),
+            Step::Finished => return None,
+        };
+        Some(Op::Read { file, offset, length })
+    }
+
+    /// Takes what was read.
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), u16> {
+        match std::mem::replace(&mut self.step, Step::Finished) {
+            Step::Head => {
+                match format::read_file_header(bytes, Kind::Segment) {
+                    Ok(header) => self.salt = Some(header.salt),
+                    Err(BadHeader::Newer(version)) => return Err(version),
+                    Err(BadHeader::Damaged) => (),
+                }
+                // A file whose first write never came to the disk is empty, or zero as far as it goes.
+                let is_blank = bytes.iter().all(|byte| *byte == 0);
+                if !is_blank || self.length > u64::from(CONTENT_START) {
+                    self.step = Step::Tail;
+                }
+            }
+            Step::Tail => {
+                let tail = format::read_tail(bytes, self.length);
+                self.salt = self.salt.or(tail.map(|tail| tail.salt));
+                self.step = match tail.filter(|tail| self.salt == Some(tail.salt)) {
+                    Some(tail) => Step::Index(tail),
+                    None => self.scan(),
+                };
+            }
+            Step::Index(tail) => match format::read_index(bytes, &tail) {
+                Some(found) => {
+                    self.found = found;
+                    self.step = Step::Marks;
+                }
+                None => self.step = self.scan(),
+            },
+            Step::Scan(at, from) => self.step = self.walk(at, from, bytes),
+            Step::Marks => self.read_marks(bytes),
+            Step::Finished => (),
+        }
+        if matches!(self.step, Step::Marks) && self.marks.is_none_or(|(length, _)| length == 0) {
+            self.step = Step::Finished;
+        }
+        Ok(())
+    }
+
+    fn scan(&mut self) -> Step {
+        if self.salt.is_some() {
+            return Step::Scan(u64::from(CONTENT_START), u64::from(CONTENT_START));
+        }
+        // Nothing in it can be told from anything else.
+        self.is_damaged = true;
+        Step::Finished
+    }
+
+    fn read_marks(&mut self, bytes: &[u8]) {
+        if let (Some(salt), Some(contents)) = (self.salt, bytes.get(CONTENT_START as usize..)) {
+            self.done = format::read_marks(contents, salt).collect();
+        }
+    }
+
+    /// Walks headers through a window that starts at `from`; the next is expected at `at`.
+    fn walk(&mut self, mut at: u64, from: u64, window: &[u8]) -> Step {
+        let salt = self.salt.expect("nothing is walked without a salt");
+        let window_end = from + window.len() as u64;
+        // Where to look for the next header, should the one at `at` be bad.
+        let mut look = at.max(from);
+        loop {
+            if look + BATCH_HEADER_BYTES as u64 > window_end {
+                let is_end = (window.len() as u64) < SCAN_BYTES || window_end >= self.length;
+                return if is_end { Step::Marks } else { Step::Scan(at, look) };
+            }
+            let bytes = &window[(look - from) as usize..];
+            let found = format::read_batch_header(bytes, salt);
+            match found {
+                Some(found) if u64::from(found.offset) == look => {
+                    let end = look + found.header.span();
+                    if end > self.length {
+                        return Step::Marks;
+                    }
+                    self.is_damaged |= look > at;
+                    self.found.push(found);
+                    (at, look) = (end, end);
+                }
+                Some(found) if is_trailer_of(&found, look, at) => {
+                    self.is_damaged |= u64::from(found.offset) > at;
+                    at = look + BATCH_HEADER_BYTES as u64;
+                    look = at;
+                    self.found.push(found);
+                }
+                _ => {
+                    let next = format::find_magic(bytes, 1).map(|next| look + next as u64);
+                    look = next.unwrap_or_else(|| (window_end - 7).max(look + 1));
+                }
+            }
+        }
+    }
+}
+
+/// Whether what stands at `look` is the trailer of a batch that starts at `at` or behind it.
+fn is_trailer_of(found: &Found, look: u64, at: u64) -> bool {
+    let end = u64::from(found.offset) + found.header.span();
+    end == look + BATCH_HEADER_BYTES as u64 && u64::from(found.offset) >= at
+}
+
+impl Spool {
+    pub(super) fn next_adoption(&mut self) -> Option<Op> {
+        loop {
+            let adoption = self.adoptions.front_mut()?;
+            if adoption.is_reading {
+                return None;
+            }
+            if let Some(file) = adoption.orphans.pop() {
+                adoption.is_reading = true;
+                return Some(Op::Remove(file));
+            }
+            match adoption.segments.front().map(Reading::op) {
+                Some(Some(op)) => {
+                    adoption.is_reading = true;
+                    return Some(op);
+                }
+                Some(None) => {
+                    let reading = adoption.segments.pop_front()?;
+                    self.take_segment(reading);
+                }
+                None => {
+                    let adoption = self.adoptions.pop_front()?;
+                    self.finish_adoption(adoption);
+                }
+            }
+        }
+    }
+
+    pub(super) fn adopted(&mut self, result: OpResult, _now: u64) {
+        let Some(adoption) = self.adoptions.front_mut() else { return };
+        adoption.is_reading = false;
+        let dir = adoption.dir;
+        let Some(reading) = adoption.segments.front_mut() else { return };
+        match result {
+            OpResult::Read(bytes) => {
+                if let Err(version) = reading.feed(&bytes) {
+                    self.leave(dir, Notice::Newer(dir, version));
+                }
+            }
+            OpResult::Failed(error) if reading.op().is_some() => {
+                // Marks that cannot be read repeat; a segment that cannot be read stays.
+                if matches!(reading.step, Step::Marks) {
+                    reading.step = Step::Finished;
+                    return;
+                }
+                let notice = Notice::Unreadable(reading.file, error);
+                adoption.segments.pop_front();
+                self.dirs.entry(dir).and_modify(|dir| dir.is_kept = true);
+                self.events.push_back(Event::Notice(notice));
+            }
+            _ => (),
+        }
+    }
+
+    /// Nothing more of this directory is read, and nothing of it removed.
+    fn leave(&mut self, dir: u32, notice: Notice) {
+        self.adoptions.pop_front();
+        self.events.push_back(Event::Notice(notice));
+        self.events.push_back(Event::Left(dir));
+        self.dirs.entry(dir).and_modify(|dir| dir.is_kept = true);
+    }
+
+    fn take_segment(&mut self, reading: Reading) {
+        let Some(mut adoption) = self.adoptions.pop_front() else { return };
+        let (dir, number) = (reading.file.dir, reading.file.number);
+        let mut segment = Segment::new(dir, number, reading.salt.unwrap_or(0), Phase::Sealed);
+        segment.length = reading.length;
+        segment.is_damaged = reading.is_damaged;
+        self.damaged_segments += u64::from(reading.is_damaged);
+        if let Some((length, modified)) = reading.marks {
+            segment.marks.exists = true;
+            segment.marks.length = length;
+            segment.done_at = Some(modified);
+        }
+        self.segments.insert((dir, number), segment);
+        for Found { header, offset } in reading.found {
+            let is_done = reading.done.contains(&(offset, header.sequence as u32));
+            self.take_batch(&mut adoption, Where::Stored { dir, number, offset }, header, is_done);
+        }
+        self.adoptions.push_front(adoption);
+    }
+
+    fn take_batch(
+        &mut self,
+        adoption: &mut Adoption,
+        place: Where,
+        header: format::BatchHeader,
+        is_done: bool,
+    ) {
+        let Where::Stored { dir, number, offset } = place else { return };
+        let known = adoption.seen.get(&header.sequence).copied();
+        if is_done || adoption.done.contains(&header.sequence) {
+            adoption.done.insert(header.sequence);
+            if let Some(id) = known {
+                adoption.seen.remove(&header.sequence);
+                adoption.count(&header, -1);
+                self.settle(id, 0);
+            }
+            return;
+        }
+        let segment = self.segments.get_mut(&(dir, number)).expect("it was just put there");
+        segment.done_at = None;
+        if let Some(entry) = known.and_then(|id| self.index.get_mut(id)) {
+            let id = known.expect("it was just looked up");
+            segment.live.insert(offset, id);
+            let before = std::mem::replace(&mut entry.place, place);
+            self.index.add_copy(id, before);
+            return;
+        }
+        let id = self.next_found;
+        self.next_found += 1;
+        segment.live.insert(offset, id);
+        adoption.seen.insert(header.sequence, id);
+        adoption.count(&header, 1);
+        let is_doubtful = self.dirs.get(&dir).is_some_and(|dir| dir.is_doubtful);
+        let entry = Entry { header, place, is_held: false, is_done: false, is_doubtful };
+        self.index.insert(id, entry);
+    }
+
+    fn finish_adoption(&mut self, adoption: Adoption) {
+        let (mut batches, mut events) = (0, 0);
+        for (stream, (of_batches, of_events, bytes)) in adoption.streams {
+            if of_batches > 0 {
+                batches += of_batches;
+                events += of_events;
+                let found = Event::Recovered { stream, batches: of_batches, events: of_events, bytes };
+                self.events.push_back(found);
+            }
+        }
+        self.dirs.entry(adoption.dir).and_modify(|dir| dir.is_adopted = true);
+        self.events.push_back(Event::Notice(Notice::Adopted { dir: adoption.dir, batches, events }));
+    }
+}
+
+impl Adoption {
+    fn count(&mut self, header: &format::BatchHeader, by: i64) {
+        let (batches, events, bytes) = self.streams.entry(Arc::clone(&header.stream)).or_default();
+        *batches = batches.saturating_add_signed(by);
+        *events = events.saturating_add_signed(by * i64::from(header.events));
+        *bytes = bytes.saturating_add_signed(by * i64::from(header.length));
+    }
+}

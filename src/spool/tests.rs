@@ -1,0 +1,456 @@
+//! The machine on a disk in memory: what is stored is found again whatever single byte is damaged and wherever a
+//! write is torn; random histories with failing operations and crashes lose nothing that was stored.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const LIMITS: Limits =
+    Limits { bytes_max: 1 << 30, free_floor: 0, batches_max: 1 << 20, segment_bytes: 4 << 10, keep_sent: 0 };
+
+/// One file: what is there, and what of it would survive a loss of power.
+#[derive(Clone, Debug, Default)]
+struct Contents {
+    bytes: Vec<u8>,
+    synced: Vec<u8>,
+}
+
+/// A disk in memory that fails on demand.
+#[derive(Clone, Debug, Default)]
+struct Disk {
+    files: BTreeMap<File, Contents>,
+    quarantined: Vec<File>,
+    /// Bytes that were read.
+    read: u64,
+    /// Answers to the next operations: how many go well before one fails.
+    faults: Vec<u8>,
+}
+
+impl Disk {
+    fn perform(&mut self, op: &Op) -> OpResult {
+        if let Some(left) = self.faults.last_mut() {
+            if *left == 0 {
+                self.faults.pop();
+                return self.fail(op);
+            }
+            *left -= 1;
+        }
+        match op {
+            Op::Create(file) => {
+                assert!(self.files.insert(*file, Contents::default()).is_none(), "{file:?} exists");
+            }
+            Op::Write { file, offset, parts } => self.write(*file, *offset, &parts.concat()),
+            Op::Sync(file) => {
+                let contents = self.files.get_mut(file).expect("what is synced exists");
+                contents.synced = contents.bytes.clone();
+            }
+            Op::Read { file, offset, length } => return self.read(*file, *offset, *length),
+            Op::Remove(file) => drop(self.files.remove(file)),
+            Op::Quarantine(file) => {
+                self.files.remove(file);
+                self.quarantined.push(*file);
+            }
+            Op::RemoveDir(dir) => assert!(self.files.keys().all(|file| file.dir != *dir), "{dir} is empty"),
+            Op::Space => return OpResult::Space(1 << 40),
+            Op::SyncDir(_) | Op::Close(_) => (),
+        }
+        OpResult::Done
+    }
+
+    /// A write that fails may have written a part; a sync that fails tells nothing.
+    fn fail(&mut self, op: &Op) -> OpResult {
+        if let Op::Write { file, offset, parts } = op {
+            let bytes = parts.concat();
+            self.write(*file, *offset, &bytes[..bytes.len() / 2]);
+        }
+        if matches!(op, Op::Close(_) | Op::Space) { self.perform(op) } else { OpResult::Failed("EIO".into()) }
+    }
+
+    fn write(&mut self, file: File, offset: u64, bytes: &[u8]) {
+        let contents = self.files.get_mut(&file).expect("what is written to exists");
+        let end = offset as usize + bytes.len();
+        contents.bytes.resize(contents.bytes.len().max(end), 0);
+        contents.bytes[offset as usize..end].copy_from_slice(bytes);
+    }
+
+    fn read(&mut self, file: File, offset: u64, length: u64) -> OpResult {
+        let Some(contents) = self.files.get(&file) else { return OpResult::Failed("ENOENT".into()) };
+        let from = (offset as usize).min(contents.bytes.len());
+        let to = (from + length as usize).min(contents.bytes.len());
+        self.read += (to - from) as u64;
+        OpResult::Read(Bytes::copy_from_slice(&contents.bytes[from..to]))
+    }
+
+    /// Power is lost: of each file a part of what was not synced is there, as `keep` (0 to 255) has it.
+    fn crash(mut self, keep: u8) -> Self {
+        for contents in self.files.values_mut() {
+            let length = contents.synced.len()
+                + (contents.bytes.len() - contents.synced.len()) * usize::from(keep) / 255;
+            let mut after = contents.bytes[..length].to_vec();
+            after[..contents.synced.len()].copy_from_slice(&contents.synced);
+            *contents = Contents { synced: after.clone(), bytes: after };
+        }
+        self.faults.clear();
+        // The next process adopts it all as one directory.
+        self.files =
+            self.files.into_iter().map(|(file, c)| (File { dir: file.dir + 1, ..file }, c)).collect();
+        self
+    }
+
+    fn listed(&self, dir: u32) -> Vec<Listed> {
+        let of = self.files.iter().filter(|(file, _)| file.dir == dir);
+        of.map(|(file, contents)| Listed {
+            number: file.number,
+            kind: file.kind,
+            length: contents.bytes.len() as u64,
+            modified: 0,
+        })
+        .collect()
+    }
+}
+
+/// A machine, its disk and what it said.
+#[derive(Debug)]
+struct Rig {
+    spool: Spool,
+    disk: Disk,
+    now: u64,
+    stored: BTreeSet<u64>,
+    refused: BTreeSet<u64>,
+    loaded: Vec<(u64, Vec<u8>)>,
+    damaged: Vec<BatchHeader>,
+    recovered: HashMap<String, (u64, u64)>,
+    notices: Vec<Notice>,
+}
+
+impl Rig {
+    fn new(disk: Disk, limits: Limits) -> Self {
+        Self {
+            spool: Spool::new(limits, 7),
+            disk,
+            now: 1_000_000,
+            stored: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            loaded: Vec::new(),
+            damaged: Vec::new(),
+            recovered: HashMap::new(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// A machine that takes over what another left on its disk.
+    fn adopting(disk: Disk, limits: Limits) -> Self {
+        let mut rig = Self::new(disk, limits);
+        let dirs: BTreeSet<u32> = rig.disk.files.keys().map(|file| file.dir).collect();
+        for dir in dirs {
+            rig.spool.adopt(dir, &rig.disk.listed(dir), true);
+        }
+        rig.run();
+        rig
+    }
+
+    fn append(&mut self, id: u64, lines: &[u8]) {
+        let batch = NewBatch {
+            stream: "clicks".into(),
+            lines: Bytes::copy_from_slice(lines),
+            events: lines.iter().filter(|octet| **octet == b'\n').count() as u32,
+            oldest: id,
+            is_unknown: false,
+        };
+        self.spool.append(id, batch, self.now);
+    }
+
+    fn step(&mut self) -> bool {
+        let Some((id, op)) = self.spool.next_op(self.now) else { return false };
+        let result = self.disk.perform(&op);
+        self.spool.completed(id, result, self.now);
+        self.hear();
+        true
+    }
+
+    fn hear(&mut self) {
+        while let Some(event) = self.spool.next_event() {
+            match event {
+                Event::Stored(id) => assert!(self.stored.insert(id), "{id} is stored twice"),
+                Event::Refused(id, _) => drop(self.refused.insert(id)),
+                Event::Loaded { id, lines, .. } => self.loaded.push((id, lines.to_vec())),
+                Event::Damaged(_, header) => self.damaged.push(header),
+                Event::Recovered { stream, batches, events, .. } => {
+                    self.recovered.insert(stream.to_string(), (batches, events));
+                }
+                Event::Notice(notice) => self.notices.push(notice),
+                Event::Gone(_) | Event::Left(_) | Event::Nothing(_) => (),
+            }
+        }
+    }
+
+    /// Runs until nothing more is asked for now.
+    fn run(&mut self) {
+        while self.step() {}
+        self.hear();
+    }
+
+    /// Lets time pass for whatever waits for it.
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            self.now += 1_000;
+            self.run();
+        }
+    }
+
+    /// Reads everything back and settles it; gives the lines.
+    fn drain(&mut self) -> BTreeSet<Vec<u8>> {
+        let mut all = BTreeSet::new();
+        while self.spool.fetch("clicks").is_some() {
+            self.run();
+            for (id, lines) in std::mem::take(&mut self.loaded) {
+                all.insert(lines);
+                self.spool.done(id, self.now);
+            }
+        }
+        self.settle();
+        all
+    }
+}
+
+fn lines(id: u64) -> Vec<u8> {
+    format!("event {id} of many\nand another {id}\n").into_bytes()
+}
+
+/// A disk with a sealed segment, an open one, and marks for the first two batches.
+fn small_spool() -> (Disk, BTreeSet<Vec<u8>>) {
+    let limits = Limits { segment_bytes: 1_200, ..LIMITS };
+    let mut rig = Rig::new(Disk::default(), limits);
+    for id in 0..7 {
+        rig.append(id, &lines(id));
+        rig.run();
+    }
+    assert_eq!(rig.stored.len(), 7);
+    rig.spool.done(0, rig.now);
+    rig.spool.done(1, rig.now);
+    rig.settle();
+    (rig.disk.crash(255), (2..7).map(lines).collect())
+}
+
+#[test]
+fn what_was_stored_is_found_again_and_what_was_done_is_not() {
+    let (disk, expected) = small_spool();
+    assert!(disk.files.len() >= 3, "{:?}", disk.files.keys());
+    let mut rig = Rig::adopting(disk, LIMITS);
+    assert_eq!(rig.recovered["clicks"], (5, 10));
+    assert_eq!(rig.drain(), expected);
+    assert_eq!((rig.spool.batches(), rig.disk.files.len(), rig.spool.bytes()), (0, 0, 0));
+}
+
+#[test]
+fn every_single_damaged_byte_loses_at_most_its_batch_and_that_is_counted() {
+    let (disk, expected) = small_spool();
+    let (mut whole, mut one_lost) = (0, 0);
+    for (file, contents) in &disk.files {
+        for at in 0..contents.bytes.len() {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut damaged = disk.clone();
+                damaged.files.get_mut(file).expect("it is there").bytes[at] ^= flip;
+                let mut rig = Rig::adopting(damaged, LIMITS);
+                let recovered = rig.recovered["clicks"].0;
+                let found = rig.drain();
+                let lost: Vec<_> = expected.difference(&found).collect();
+                assert_eq!(lost.len(), rig.damaged.len(), "{file:?} byte {at}: {lost:?}");
+                assert!(lost.len() <= 1, "{file:?} byte {at} costs {}", lost.len());
+                // What a damaged mark repeats comes on top; nothing else does.
+                let extra: Vec<_> = found.difference(&expected).collect();
+                assert!(extra.len() <= 2, "{file:?} byte {at} invents {extra:?}");
+                assert_eq!(recovered as usize, found.len() + lost.len());
+                if let Some(header) = rig.damaged.first() {
+                    assert_eq!(header.events, 2);
+                    assert_eq!((rig.spool.damaged_segments(), rig.disk.quarantined.len()), (1, 1));
+                }
+                assert_eq!(rig.spool.batches(), 0);
+                (whole, one_lost) = (whole + usize::from(lost.is_empty()), one_lost + lost.len());
+            }
+        }
+    }
+    println!("{whole} damages cost nothing, {one_lost} a batch each");
+    assert!(one_lost > 0 && whole > one_lost);
+}
+
+#[test]
+fn a_write_torn_at_any_length_costs_nothing_that_was_stored() {
+    let mut rig = Rig::new(Disk::default(), LIMITS);
+    rig.append(0, &lines(0));
+    rig.run();
+    rig.append(1, &lines(1));
+    rig.append(2, &lines(2));
+    // Written, and not synced.
+    while !matches!(&rig.spool.writer, Writer::Ready(_, writer::Step::Sync(_))) {
+        assert!(rig.step());
+    }
+    for keep in 0..=255 {
+        let mut after = Rig::adopting(rig.disk.clone().crash(keep), LIMITS);
+        let found = after.drain();
+        assert!(found.contains(&lines(0)));
+        assert!(after.damaged.is_empty() && after.disk.quarantined.is_empty(), "{keep}");
+        assert_eq!(after.disk.files.len(), 0);
+    }
+}
+
+#[test]
+fn a_newer_format_is_left_alone_with_a_sentence() {
+    let (mut disk, _) = small_spool();
+    for (file, contents) in &mut disk.files {
+        let mut copy = contents.bytes[..28].to_vec();
+        copy[8] = 2;
+        let crc = crc32c::crc32c(&copy).to_le_bytes();
+        copy.extend_from_slice(&crc);
+        contents.bytes[..64].copy_from_slice(&copy.repeat(2));
+        assert_eq!(format::read_file_header(&contents.bytes, file.kind), Err(format::BadHeader::Newer(2)));
+    }
+    let before = disk.files.len();
+    let mut rig = Rig::adopting(disk, LIMITS);
+    rig.settle();
+    assert_eq!((rig.disk.files.len(), rig.spool.batches()), (before, 0));
+    let sentence = rig.notices[0].to_string();
+    assert!(sentence.contains("format 2 of the spool, and this relay reads up to 1"), "{sentence}");
+}
+
+#[test]
+fn a_failed_fsync_moves_everything_unsettled_to_a_new_segment() {
+    let mut rig = Rig::new(Disk::default(), LIMITS);
+    rig.append(0, &lines(0));
+    rig.run();
+    rig.append(1, &lines(1));
+    // The write goes well, the sync fails.
+    rig.disk.faults = vec![1];
+    rig.run();
+    rig.settle();
+    assert_eq!(rig.stored, BTreeSet::from([0, 1]));
+    let segments: Vec<u32> = rig.disk.files.keys().map(|file| file.number).collect();
+    assert_eq!(segments, [2], "the poisoned segment is gone");
+    let mut after = Rig::adopting(rig.disk.crash(0), LIMITS);
+    assert_eq!(after.drain(), (0..2).map(lines).collect());
+}
+
+#[test]
+fn a_disk_that_fails_is_said_once_and_used_again_when_it_works() {
+    let mut rig = Rig::new(Disk::default(), LIMITS);
+    rig.disk.faults = vec![0, 0, 0];
+    for id in 0..3 {
+        rig.append(id, &lines(id));
+        rig.run();
+        rig.now += RETRY_AFTER;
+    }
+    rig.append(3, &lines(3));
+    rig.run();
+    rig.settle();
+    assert!(rig.stored.contains(&3));
+    let failing = rig.notices.iter().filter(|notice| matches!(notice, Notice::Failing(_))).count();
+    assert_eq!((failing, rig.notices.contains(&Notice::Works)), (1, true));
+    assert!(!rig.refused.is_empty() && rig.spool.batches() == rig.stored.len());
+}
+
+#[test]
+fn limits_refuse_and_room_is_made_by_what_is_done() {
+    let limits = Limits { bytes_max: 2_000, segment_bytes: 600, ..LIMITS };
+    let mut rig = Rig::new(Disk::default(), limits);
+    for id in 0..20 {
+        rig.append(id, &lines(id));
+        rig.run();
+    }
+    assert!(rig.spool.bytes() <= 2_000 + 600 && !rig.refused.is_empty());
+    for id in rig.stored.clone() {
+        rig.spool.done(id, rig.now);
+    }
+    rig.settle();
+    rig.append(100, &lines(100));
+    rig.run();
+    assert!(rig.stored.contains(&100));
+}
+
+#[test]
+fn sent_segments_are_kept_for_a_while_and_give_way_to_new_ones() {
+    let limits = Limits { keep_sent: 60_000, segment_bytes: 600, bytes_max: 3_000, ..LIMITS };
+    let mut rig = Rig::new(Disk::default(), limits);
+    for id in 0..4 {
+        rig.append(id, &lines(id));
+        rig.run();
+        rig.spool.done(id, rig.now);
+    }
+    rig.settle();
+    assert!(rig.disk.files.keys().any(|file| file.kind == Kind::Segment), "kept");
+    for id in 10..40 {
+        rig.append(id, &lines(id));
+        rig.run();
+        rig.spool.done(id, rig.now);
+        rig.now += 100;
+        rig.run();
+    }
+    assert!(rig.stored.len() > 25, "{} of 34 were taken", rig.stored.len());
+    rig.now += 70_000;
+    rig.settle();
+    assert_eq!(rig.disk.files.len(), 0);
+}
+
+#[test]
+fn starting_reads_indexes_and_not_lines() {
+    let limits = Limits { segment_bytes: 1 << 20, ..LIMITS };
+    let mut rig = Rig::new(Disk::default(), limits);
+    for id in 0..64 {
+        rig.append(id, &[b'x'; 64 << 10].map(|octet| octet));
+        rig.run();
+    }
+    rig.spool.stop();
+    rig.settle();
+    let disk = rig.disk.crash(255);
+    let bytes: usize = disk.files.values().map(|contents| contents.bytes.len()).sum();
+    let rig = Rig::adopting(disk, limits);
+    assert_eq!(rig.spool.batches(), 64);
+    assert!(bytes > 4 << 20 && rig.disk.read < 16 << 10, "{} of {bytes} bytes were read", rig.disk.read);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever fails and whenever power is lost: what was stored and not settled is found again, whole.
+    #[test]
+    fn nothing_stored_is_lost(
+        actions in proptest::collection::vec((0u8..8, 0u8..60), 1..120),
+        faults in proptest::collection::vec(0u8..30, 0..12),
+        keep in any::<u8>(),
+    ) {
+        let limits = Limits { segment_bytes: 900, ..LIMITS };
+        let mut rig = Rig::new(Disk { faults, ..Disk::default() }, limits);
+        let (mut next, mut settled) = (0u64, BTreeSet::new());
+        for (action, number) in actions {
+            match action {
+                0..=2 => {
+                    rig.append(next, &lines(next));
+                    next += 1;
+                }
+                3..=5 => for _ in 0..number {
+                    if !rig.step() { break }
+                },
+                6 => {
+                    let id = u64::from(number);
+                    if id < next && !rig.refused.contains(&id) && settled.insert(id) {
+                        rig.spool.done(id, rig.now);
+                    }
+                }
+                _ => rig.now += u64::from(number) * 50,
+            }
+            rig.hear();
+        }
+        let must: BTreeSet<Vec<u8>> =
+            rig.stored.iter().filter(|id| !settled.contains(id) && !rig.refused.contains(id)).map(|id| lines(*id)).collect();
+        let mut after = Rig::adopting(rig.disk.clone().crash(keep), limits);
+        let found = after.drain();
+        prop_assert!(must.is_subset(&found), "lost {:?}", must.difference(&found).collect::<Vec<_>>());
+        prop_assert_eq!(after.disk.files.len(), 0);
+        // Without a crash everything comes to rest too.
+        rig.disk.faults.clear();
+        rig.spool.stop();
+        rig.settle();
+        prop_assert!(rig.spool.is_idle(), "{:?}", rig.spool);
+    }
+}
