@@ -163,8 +163,7 @@ impl Round<'_> {
             folder: folder.to_owned(),
             faultfs,
             is_deleted: self.options.delete_spool,
-            // Half of a page of a file that people read is no event of theirs.
-            is_torn: self.options.destination != Destination::Directory,
+            is_spool: self.options.destination != Destination::Directory,
         })
     }
 

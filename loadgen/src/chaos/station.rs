@@ -71,8 +71,8 @@ pub struct Disk {
     pub faultfs: Option<FaultFs>,
     /// Whether the folder is emptied at each death.
     pub is_deleted: bool,
-    /// Whether some of what was not synced may survive a cut.
-    pub is_torn: bool,
+    /// Whether it is a spool: a folder for each relay, in which some of what was not synced may survive a cut.
+    pub is_spool: bool,
 }
 
 /// A clock on the wall that jumps; the one that only counts does not. See faketime(1).
@@ -220,7 +220,8 @@ impl Station {
     fn forget(&mut self, life: &Life) -> anyhow::Result<()> {
         let Some(disk) = &mut self.disk else { return Ok(()) };
         if let Some(faultfs) = &mut disk.faultfs {
-            let seed = life.tear.filter(|_| disk.is_torn);
+            // Half of a page of a file that people read is no event of theirs.
+            let seed = life.tear.filter(|_| disk.is_spool);
             faultfs.tell(&seed.map_or("cut".to_owned(), |seed| format!("cut {seed}")))?;
         }
         if disk.is_deleted {
@@ -229,7 +230,8 @@ impl Station {
         Ok(())
     }
 
-    /// Waits until the relay holds nothing.
+    /// Waits until the relay holds nothing, and has taken over what those before it left on disk: it looks for that
+    /// every few seconds.
     ///
     /// # Errors
     ///
@@ -240,11 +242,15 @@ impl Station {
         loop {
             let metrics = relay.metrics()?;
             let held = metrics.sum("standpipe_events_held");
-            if held == 0 {
+            let folders = self.disk.as_ref().filter(|disk| disk.is_spool).map_or(Ok(0), spool_folders)?;
+            if held == 0 && folders <= 1 {
                 self.counted.add(Counted { in_flight: 0, ..Counted::of(&metrics) });
                 return Ok(());
             }
-            anyhow::ensure!(Instant::now() < deadline, "the relay still holds {held} events");
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "the relay still holds {held} events, and {folders} folders of its spool are left"
+            );
             std::thread::sleep(LOOK_PAUSE);
         }
     }
@@ -265,6 +271,13 @@ impl Station {
     pub fn log(&self) -> String {
         self.relay.as_ref().map_or_else(String::new, Relay::log)
     }
+}
+
+/// How many relays have a folder in a spool.
+fn spool_folders(disk: &Disk) -> anyhow::Result<usize> {
+    let entries = std::fs::read_dir(&disk.folder)
+        .with_context(|| format!("{} cannot be read", disk.folder.display()))?;
+    Ok(entries.count())
 }
 
 /// Removes everything in a folder, but not the folder.
