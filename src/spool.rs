@@ -343,6 +343,8 @@ pub struct Spool {
     /// Batches to write, in order.
     queue: VecDeque<Job>,
     queue_bytes: u64,
+    /// Bytes of the group that is being written, which no segment counts yet.
+    group_bytes: u64,
     /// Batches in poisoned segments, to be read back and written anew.
     moves: VecDeque<u64>,
     is_moving: bool,
@@ -392,6 +394,7 @@ impl Spool {
             writer: Writer::Idle,
             queue: VecDeque::new(),
             queue_bytes: 0,
+            group_bytes: 0,
             moves: VecDeque::new(),
             is_moving: false,
             adoptions: VecDeque::new(),
@@ -447,15 +450,17 @@ impl Spool {
         if self.index.len() >= self.limits.batches_max {
             return Some(Refusal::Batches);
         }
-        let wanted = self.queue_bytes + bytes;
+        let wanted = self.queue_bytes + self.group_bytes + bytes;
         if self.free.is_some_and(|free| free < self.limits.free_floor.saturating_add(wanted)) {
             self.forget_kept(now);
             return Some(Refusal::Floor);
         }
-        if self.bytes() + wanted > self.limits.bytes_max && self.forget_kept(now) < wanted {
-            return Some(Refusal::Limit);
+        let after = self.bytes() + wanted;
+        // Kept segments go a little early: what is being removed takes its room until it is gone.
+        if after > self.limits.bytes_max / 8 * 7 {
+            self.forget_kept(now);
         }
-        None
+        (after > self.limits.bytes_max).then_some(Refusal::Limit)
     }
 
     /// Asks for the oldest batch of a stream that nobody holds: [`Event::Loaded`] or [`Event::Damaged`] follows.
@@ -540,7 +545,8 @@ impl Spool {
 
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.segments.values().map(Segment::bytes).sum::<u64>() + self.quarantined_bytes
+        let adopting = self.adoptions.iter().map(Adoption::bytes).sum::<u64>();
+        self.segments.values().map(Segment::bytes).sum::<u64>() + adopting + self.quarantined_bytes
     }
 
     /// Segments in which something could not be read, since the start.
@@ -561,6 +567,15 @@ impl Spool {
     /// Whether any segment, of this process or adopted, is left in the directory.
     pub fn has_files(&self, dir: u32) -> bool {
         self.segments.keys().any(|(of, _)| *of == dir)
+    }
+
+    /// Whether something in the directory may have been delivered although neither its mark nor its header says so:
+    /// a disk that failed, a call that ended without a known outcome, or an earlier process that ended without
+    /// order. An orderly end must not be noted then.
+    pub fn is_doubtful(&self, dir: u32) -> bool {
+        self.dirs.get(&dir).is_some_and(|dir| dir.is_doubtful)
+            || self.index.is_doubtful(dir)
+            || self.segments.iter().any(|((of, _), segment)| *of == dir && segment.is_doubtful())
     }
 
     /// When [`Spool::next_op`] may have something although nothing has happened, in milliseconds from now.

@@ -25,11 +25,13 @@ pub(super) struct Entry {
     pub(super) is_held: bool,
     pub(super) is_done: bool,
     pub(super) is_doubtful: bool,
+    /// A call with it ended without a known outcome, which its header on disk does not say.
+    pub(super) is_unknown_since: bool,
 }
 
 impl Entry {
     pub(super) fn queued(header: BatchHeader) -> Self {
-        Self { header, place: Where::Queued, is_held: true, is_done: false, is_doubtful: false }
+        Self { header, place: Where::Queued, is_held: true, is_done: false, is_doubtful: false, is_unknown_since: false }
     }
 }
 
@@ -106,10 +108,17 @@ impl Index {
     pub(super) fn release(&mut self, id: u64, is_unknown: bool) -> bool {
         let Some(entry) = self.entries.get_mut(&id) else { return false };
         entry.is_held = false;
+        entry.is_unknown_since |= is_unknown && !entry.header.is_unknown;
         entry.header.is_unknown |= is_unknown;
         let header = entry.header.clone();
         self.wait(&header, id);
         true
+    }
+
+    /// Whether more may have been delivered of a directory than its headers say.
+    pub(super) fn is_doubtful(&self, dir: u32) -> bool {
+        let stands_there = |entry: &Entry| matches!(entry.place, Where::Stored { dir: of, .. } if of == dir);
+        self.entries.values().any(|entry| entry.is_unknown_since && stands_there(entry))
     }
 
     /// Notes another place of a batch.

@@ -122,6 +122,7 @@ impl Spool {
                 break;
             }
         }
+        self.group_bytes = end - length;
         (!jobs.is_empty()).then_some(Group { jobs, end })
     }
 
@@ -165,6 +166,9 @@ impl Spool {
             (Step::SyncIndex(_), Some(error)) => self.poison(number, None, error, now),
             (Step::Write(group), Some(error)) => {
                 self.close_segment(number, Phase::Sealed, now);
+                if let Some(segment) = self.segments.get_mut(&(OWN, number)) {
+                    segment.has_left_over = true;
+                }
                 self.requeue(group);
                 self.fail(error, now);
             }
@@ -189,6 +193,7 @@ impl Spool {
         }
         let segment = self.segments.get_mut(&(OWN, number)).expect("a segment stays while it is written");
         let written = group.end - segment.length;
+        self.group_bytes = 0;
         segment.length = group.end;
         self.free = self.free.map(|free| free.saturating_sub(written));
         for (job, offset, header) in group.jobs {
@@ -243,6 +248,7 @@ impl Spool {
 
     /// Puts a group that was not stored back to the front.
     fn requeue(&mut self, group: Group) {
+        self.group_bytes = 0;
         for (job, _, header) in group.jobs.into_iter().rev() {
             if !job.is_move
                 && let Some(entry) = self.index.get_mut(job.id)
