@@ -668,7 +668,6 @@ impl Spool {
             _ if self.index.get(id).is_some_and(|entry| entry.place != place) => self.fetches.push_back(id),
             _ if self.index.use_copy(id) => {
                 self.note_damage(place);
-                self.mark_done(place, header.sequence, now);
                 self.fetches.push_back(id);
             }
             _ => self.damaged(id, now),

@@ -40,8 +40,8 @@ pub(super) struct Index {
     entries: HashMap<u64, Entry, foldhash::fast::RandomState>,
     /// Of each stream: the age and the id of every batch that waits on disk.
     waiting: HashMap<Arc<str>, BTreeSet<(u64, u64)>, foldhash::fast::RandomState>,
-    /// Other places of batches that were found twice.
-    copies: HashMap<u64, Vec<Where>>,
+    /// Other places of batches that were found twice, and whether each could not be read.
+    copies: HashMap<u64, Vec<(Where, bool)>>,
 }
 
 impl Index {
@@ -123,21 +123,23 @@ impl Index {
 
     /// Notes another place of a batch.
     pub(super) fn add_copy(&mut self, id: u64, place: Where) {
-        self.copies.entry(id).or_default().push(place);
+        self.copies.entry(id).or_default().push((place, false));
     }
 
     /// Every place of a batch.
     pub(super) fn places(&self, id: u64) -> Vec<Where> {
-        let copies = self.copies.get(&id).into_iter().flatten();
+        let copies = self.copies.get(&id).into_iter().flatten().map(|(place, _)| place);
         self.entries.get(&id).map(|entry| entry.place).into_iter().chain(copies.copied()).collect()
     }
 
     /// Goes over to the next place of a batch that cannot be read where it was looked for; false where there is
-    /// none.
+    /// none. Both are marked when it is settled, and neither before: a mark speaks for every copy.
     pub(super) fn use_copy(&mut self, id: u64) -> bool {
-        let Some(copy) = self.copies.get_mut(&id).and_then(Vec::pop) else { return false };
+        let copies = self.copies.get_mut(&id).into_iter().flatten();
+        let Some(copy) = copies.rev().find(|(_, is_bad)| !is_bad) else { return false };
         let Some(entry) = self.entries.get_mut(&id) else { return false };
-        entry.place = copy;
+        copy.0 = std::mem::replace(&mut entry.place, copy.0);
+        copy.1 = true;
         true
     }
 }

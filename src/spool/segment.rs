@@ -30,7 +30,7 @@ pub(super) struct Segment {
     pub(super) headers: Vec<(u32, BatchHeader)>,
     pub(super) marks: Marks,
     pub(super) is_damaged: bool,
-    /// A write failed: behind its end may stand batches that were refused, and delivered from memory since.
+    /// A write or an fsync failed: behind its end may stand batches that were refused, and delivered from memory since.
     pub(super) has_left_over: bool,
     /// When the last batch was done, in milliseconds.
     pub(super) done_at: Option<u64>,

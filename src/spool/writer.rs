@@ -166,10 +166,7 @@ impl Spool {
             (Step::SyncIndex(_), Some(error)) => self.poison(number, None, error, now),
             (Step::Write(group), Some(error)) => {
                 self.close_segment(number, Phase::Sealed, now);
-                if let Some(segment) = self.segments.get_mut(&(OWN, number)) {
-                    segment.has_left_over = true;
-                }
-                self.requeue(group);
+                self.requeue(number, group);
                 self.fail(error, now);
             }
             (Step::Create | Step::SyncDir | Step::WriteIndex, Some(error)) => {
@@ -237,7 +234,7 @@ impl Spool {
         let segment = self.segments.get(&(OWN, number)).expect("a segment stays while it is written");
         self.moves.extend(segment.live.values());
         if let Some(group) = group {
-            self.requeue(group);
+            self.requeue(number, group);
         }
         self.sync_failures += 1;
         // Once may be that file's fate; twice is the disk's.
@@ -246,8 +243,11 @@ impl Spool {
         }
     }
 
-    /// Puts a group that was not stored back to the front.
-    fn requeue(&mut self, group: Group) {
+    /// Puts a group that was not stored in this segment back to the front.
+    fn requeue(&mut self, number: u32, group: Group) {
+        if let Some(segment) = self.segments.get_mut(&(OWN, number)) {
+            segment.has_left_over = true;
+        }
         self.group_bytes = 0;
         for (job, _, header) in group.jobs.into_iter().rev() {
             if !job.is_move

@@ -245,7 +245,8 @@ impl Disk {
         }
         let named = self.dirs.values().flat_map(|dir| dir.names.values().copied());
         let kept: BTreeSet<u64> = named.chain(self.quarantine.iter().copied()).collect();
-        self.inodes.retain(|inode, _| kept.contains(inode));
+        // What was flipped is remembered, for `is_excused`.
+        self.inodes.retain(|number, inode| kept.contains(number) || !inode.flips.is_empty());
     }
 
     /// Flips a bit of what is on disk; false where there is nothing.

@@ -13,6 +13,7 @@ use standpipe::spool::{Event, File, Limits, NewBatch, Notice, OWN, Op, OpId, Spo
 
 use crate::disk::{Disk, Faults, token_of};
 
+const EVENTS_MAX: usize = 3;
 const STREAMS: [&str; 3] = ["clicks", "views", "a.rather-long_name.that-still-is-allowed.0123456789"];
 
 /// What is known of a batch over all processes.
@@ -23,12 +24,10 @@ struct Fact {
     events: u32,
     /// Reported stored, and not given back since.
     is_stored: bool,
-    /// Settled by a process.
-    is_settled: bool,
     /// Said to be damaged.
     is_damaged: bool,
-    /// How often the destination got it.
-    deliveries: u32,
+    /// How often the destination got each of its events.
+    deliveries: [u32; EVENTS_MAX],
 }
 
 /// What a process knows of one of its batches that is in memory.
@@ -41,6 +40,18 @@ struct Held {
     /// Whether to deliver it again may be to repeat it, and that is counted.
     is_flagged: bool,
     is_unknown: bool,
+    /// A bit for each event that was not accepted yet.
+    left: u8,
+}
+
+impl Fact {
+    fn all(&self) -> u8 {
+        (1 << self.events) - 1
+    }
+
+    fn is_delivered(&self) -> bool {
+        self.deliveries[..self.events as usize].iter().all(|deliveries| *deliveries > 0)
+    }
 }
 
 /// One process.
@@ -100,6 +111,10 @@ pub struct Plan {
     pub has_flips: bool,
     /// Mutation: an fsync does nothing.
     pub skips_syncs: bool,
+    /// Mutation: a batch is settled when its call starts.
+    pub settles_early: bool,
+    /// Mutation: a call that was accepted in part is made again as a whole.
+    pub resends_whole: bool,
     pub steps: u32,
 }
 
@@ -184,7 +199,7 @@ impl World {
 
     fn append(&mut self) {
         let token = self.facts.len() as u64;
-        let events = self.rng.u32(1..4);
+        let events = self.rng.u32(1..=EVENTS_MAX as u32);
         let mut lines = Vec::new();
         for event in 0..events {
             lines.extend_from_slice(format!("token {token} event {event} ").as_bytes());
@@ -202,13 +217,13 @@ impl World {
             stream,
             events,
             is_stored: false,
-            is_settled: false,
             is_damaged: false,
-            deliveries: 0,
+            deliveries: [0; EVENTS_MAX],
         };
         self.facts.insert(token, fact);
         self.tally.appended += 1;
-        let fresh = Held { token, is_stored: false, is_pending: false, is_flagged: false, is_unknown: false };
+        let left = (1 << events) - 1;
+        let fresh = Held { token, is_stored: false, is_pending: false, is_flagged: false, is_unknown: false, left };
         if self.plan.is_always || self.rng.u32(..4) > 0 {
             self.give(fresh);
         } else {
@@ -220,8 +235,11 @@ impl World {
     fn append_again(&mut self) {
         if !self.process.loose.is_empty() {
             let at = self.rng.usize(..self.process.loose.len());
-            let held = self.process.loose.swap_remove(at);
-            self.give(held);
+            let held = self.process.loose[at];
+            if held.left == self.facts[&held.token].all() {
+                self.process.loose.swap_remove(at);
+                self.give(held);
+            }
         }
     }
 
@@ -243,49 +261,71 @@ impl World {
         self.hear();
     }
 
-    /// A call with a batch that is in memory ends: accepted, or nobody knows.
+    /// A call with a batch that is in memory is made, and ends.
     fn deliver(&mut self) {
-        let is_unknown = self.rng.u32(..6) == 0;
         let ids: Vec<u64> = self.process.held.keys().copied().collect();
         let at = self.rng.usize(..=ids.len() + self.process.loose.len());
         if let Some(id) = ids.get(at) {
-            let held = self.process.held[id];
-            self.arrive(held);
-            if is_unknown {
-                let held = self.process.held.get_mut(id).expect("it is held");
-                (held.is_flagged, held.is_unknown) = (true, true);
+            if self.plan.settles_early {
+                self.process.spool.done(*id, self.now);
+            }
+            let mut held = self.process.held[id];
+            self.call(&mut held);
+            if held.left > 0 {
+                self.process.held.insert(*id, held);
             } else {
                 self.process.held.remove(id);
                 self.process.spool.done(*id, self.now);
-                self.facts.get_mut(&held.token).expect("known").is_settled = true;
             }
-        } else if let Some(held) = self.process.loose.get(at - ids.len()).copied() {
-            self.arrive(held);
-            if is_unknown {
-                let held = &mut self.process.loose[at - ids.len()];
-                (held.is_flagged, held.is_unknown) = (true, true);
-            } else {
-                self.process.loose.remove(at - ids.len());
-                self.facts.get_mut(&held.token).expect("known").is_settled = true;
+        } else if at - ids.len() < self.process.loose.len() {
+            let mut held = self.process.loose.swap_remove(at - ids.len());
+            self.call(&mut held);
+            if held.left > 0 {
+                self.process.loose.push(held);
             }
         }
     }
 
-    /// The destination gets a batch. Nobody gets it twice unless that was counted as possible.
-    fn arrive(&mut self, held: Held) {
+    /// One call: what is accepted of it is not sent again, unless nobody can know.
+    fn call(&mut self, held: &mut Held) {
+        match self.rng.u32(..10) {
+            0 => (),
+            1 => {
+                self.arrive(*held, held.left);
+                (held.is_flagged, held.is_unknown) = (true, true);
+            }
+            2..5 => {
+                let accepted = held.left & self.rng.u8(..);
+                self.arrive(*held, accepted);
+                if accepted == held.left || !self.plan.resends_whole {
+                    held.left &= !accepted;
+                }
+            }
+            _ => {
+                self.arrive(*held, held.left);
+                held.left = 0;
+            }
+        }
+    }
+
+    /// The destination gets events of a batch. It gets none twice unless that was counted as possible.
+    fn arrive(&mut self, held: Held, events: u8) {
         let fact = self.facts.get_mut(&held.token).expect("known");
-        fact.deliveries += 1;
-        self.tally.deliveries += 1;
-        if fact.deliveries > 1 {
-            self.tally.repeats += 1;
-            let is_allowed = held.is_flagged || self.may_repeat;
-            assert!(is_allowed, "batch {} is repeated and that is counted nowhere", held.token);
+        for event in (0..fact.events as usize).filter(|event| events & (1 << event) != 0) {
+            fact.deliveries[event] += 1;
+            self.tally.deliveries += 1;
+            if fact.deliveries[event] > 1 {
+                self.tally.repeats += 1;
+                let is_allowed = held.is_flagged || self.may_repeat;
+                assert!(is_allowed, "batch {} is repeated and that is counted nowhere", held.token);
+            }
         }
     }
 
     /// Memory is short: something that is stored is let go of.
     fn release(&mut self) {
-        let stored = self.process.held.iter().filter(|(_, held)| held.is_stored && !held.is_pending);
+        let is_whole = |held: &Held| held.left == self.facts[&held.token].all();
+        let stored = self.process.held.iter().filter(|(_, held)| held.is_stored && is_whole(held));
         let ids: Vec<u64> = stored.map(|(id, _)| *id).collect();
         let Some(id) = self.rng.choice(ids) else { return };
         let held = self.process.held.remove(&id).expect("it is held");
@@ -397,7 +437,8 @@ impl World {
         let token = token_of(lines).expect("what is read back was appended");
         let fact = &self.facts[&token];
         assert!(fact.lines == lines && fact.stream == stream && fact.events == events, "{token} has changed");
-        let held = Held { token, is_stored: true, is_pending: false, is_flagged, is_unknown };
+        let left = fact.all();
+        let held = Held { token, is_stored: true, is_pending: false, is_flagged, is_unknown, left };
         assert!(self.process.held.insert(id, held).is_none(), "{id} is read back while it is held");
     }
 
@@ -418,7 +459,7 @@ impl World {
     fn lose(&mut self, token: u64) {
         let is_excused = self.disk.is_excused(token);
         let fact = self.facts.get_mut(&token).expect("known");
-        assert!(is_excused || !fact.is_stored || fact.is_settled, "{token} was stored, and is damaged");
+        assert!(is_excused || !fact.is_stored || fact.is_delivered(), "{token} was stored, and is damaged");
         fact.is_damaged = true;
     }
 
@@ -441,6 +482,13 @@ impl World {
         while self.process.held.values().any(|held| held.is_pending) {
             self.perform_all();
             self.now += 1_000;
+        }
+        for (id, held) in self.process.held.clone() {
+            if held.left != self.facts[&held.token].all() {
+                self.process.held.remove(&id);
+                self.arrive(held, held.left);
+                self.process.spool.done(id, self.now);
+            }
         }
         while self.process.held.values().any(|held| held.is_stored) {
             self.release();
@@ -508,7 +556,7 @@ impl World {
                 self.perform_all();
                 for (id, held) in std::mem::take(&mut self.process.held) {
                     found.insert(held.token);
-                    self.arrive(held);
+                    self.arrive(held, held.left);
                     self.process.spool.done(id, self.now);
                 }
             }
@@ -516,7 +564,7 @@ impl World {
         self.hear();
         assert_eq!((self.process.waiting, self.process.asked.len()), (0, 0), "what was recovered was read back");
         for (token, fact) in &self.facts {
-            let must = fact.is_stored && !fact.is_settled && !fact.is_damaged;
+            let must = fact.is_stored && !fact.is_delivered() && !fact.is_damaged;
             let is_lost = must && !found.contains(token) && !self.disk.is_excused(*token);
             assert!(!is_lost, "batch {token} was stored, and is lost");
         }

@@ -47,8 +47,8 @@ fn plan(seed: u64) -> Plan {
         is_always: seed % 2 == 1,
         has_faults: seed % 4 >= 2,
         has_flips: seed % 8 >= 6,
-        skips_syncs: false,
         steps: 600,
+        ..Plan::default()
     }
 }
 
@@ -58,9 +58,31 @@ fn what_is_stored_survives_every_fault_of_the_disk() {
     println!("{count} seeds: {tally:?}");
 }
 
+// Tests of the test: each mutation breaks one promise, on a disk that never fails.
+
+fn is_caught(mutate: impl Fn(Plan) -> Plan) -> bool {
+    catches(|seed| {
+        let whole = Plan { is_always: seed % 2 == 1, steps: 600, ..Plan::default() };
+        machine::run(seed, mutate(whole));
+    })
+}
+
+#[test]
+fn without_a_mutation_nothing_is_caught() {
+    assert!(!is_caught(|plan| plan));
+}
+
 #[test]
 fn a_skipped_fsync_is_caught() {
-    assert!(catches(|seed| {
-        machine::run(seed, Plan { skips_syncs: true, ..plan(seed & !3) });
-    }));
+    assert!(is_caught(|plan| Plan { skips_syncs: true, ..plan }));
+}
+
+#[test]
+fn settling_before_the_answer_is_caught() {
+    assert!(is_caught(|plan| Plan { settles_early: true, ..plan }));
+}
+
+#[test]
+fn resending_a_whole_batch_after_a_partial_failure_is_caught() {
+    assert!(is_caught(|plan| Plan { resends_whole: true, ..plan }));
 }
