@@ -54,6 +54,13 @@ pub struct Faults {
     pub names: u32,
 }
 
+/// What flips did to a batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Damage {
+    pub lines: bool,
+    pub heads: bool,
+}
+
 /// The disk. A directory has a number that is never used again.
 #[derive(Clone, Debug, Default)]
 pub struct Disk {
@@ -245,7 +252,7 @@ impl Disk {
         }
         let named = self.dirs.values().flat_map(|dir| dir.names.values().copied());
         let kept: BTreeSet<u64> = named.chain(self.quarantine.iter().copied()).collect();
-        // What was flipped is remembered, for `is_excused`.
+        // What was flipped is remembered, for `damage`.
         self.inodes.retain(|number, inode| kept.contains(number) || !inode.flips.is_empty());
     }
 
@@ -264,17 +271,19 @@ impl Disk {
         true
     }
 
-    /// Whether flips explain that the batch with this token cannot be read: its lines, or its header and its
-    /// trailer, or both headers of its file.
-    pub fn is_excused(&self, token: u64) -> bool {
-        self.inodes.values().any(|inode| {
+    /// What flips did to the batch with this token, wherever it stands: `heads` where its header and its trailer,
+    /// or both headers of its file, are gone, so that nobody can know of it.
+    pub fn damage(&self, token: u64) -> Damage {
+        let mut damage = Damage::default();
+        for inode in self.inodes.values() {
             let has = |from: usize, to: usize| inode.flips.range(from..to).next().is_some();
-            let heads = has(0, 32) && has(32, 64);
-            inode.extents.iter().filter(|extent| extent.token == token).any(|extent| {
+            for extent in inode.extents.iter().filter(|extent| extent.token == token) {
                 let (start, end) = (extent.start, extent.start + extent.lines);
-                heads || has(start, end) || (has(start - 128, start) && has(end, end + 128))
-            })
-        })
+                damage.lines |= has(start, end);
+                damage.heads |= (has(0, 32) && has(32, 64)) || (has(start - 128, start) && has(end, end + 128));
+            }
+        }
+        damage
     }
 
     /// Whether any bit was flipped.
