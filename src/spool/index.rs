@@ -31,7 +31,14 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn queued(header: BatchHeader) -> Self {
-        Self { header, place: Where::Queued, is_held: true, is_done: false, is_doubtful: false, is_unknown_since: false }
+        Self {
+            header,
+            place: Where::Queued,
+            is_held: true,
+            is_done: false,
+            is_doubtful: false,
+            is_unknown_since: false,
+        }
     }
 }
 

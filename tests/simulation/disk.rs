@@ -259,7 +259,9 @@ impl Disk {
     /// Flips a bit of what is on disk; false where there is nothing.
     pub fn flip(&mut self, rng: &mut Rng) -> bool {
         let named: Vec<u64> = self.dirs.values().flat_map(|dir| dir.names.values().copied()).collect();
-        let Some(inode) = rng.choice(named).and_then(|inode| self.inodes.get_mut(&inode)) else { return false };
+        let Some(inode) = rng.choice(named).and_then(|inode| self.inodes.get_mut(&inode)) else {
+            return false;
+        };
         if inode.durable.is_empty() || inode.cached.len() < inode.durable.len() {
             return false;
         }
@@ -280,7 +282,8 @@ impl Disk {
             for extent in inode.extents.iter().filter(|extent| extent.token == token) {
                 let (start, end) = (extent.start, extent.start + extent.lines);
                 damage.lines |= has(start, end);
-                damage.heads |= (has(0, 32) && has(32, 64)) || (has(start - 128, start) && has(end, end + 128));
+                damage.heads |=
+                    (has(0, 32) && has(32, 64)) || (has(start - 128, start) && has(end, end + 128));
             }
         }
         damage

@@ -223,7 +223,8 @@ impl World {
         self.facts.insert(token, fact);
         self.tally.appended += 1;
         let left = (1 << events) - 1;
-        let fresh = Held { token, is_stored: false, is_pending: false, is_flagged: false, is_unknown: false, left };
+        let fresh =
+            Held { token, is_stored: false, is_pending: false, is_flagged: false, is_unknown: false, left };
         if self.plan.is_always || self.rng.u32(..4) > 0 {
             self.give(fresh);
         } else {
@@ -431,7 +432,15 @@ impl World {
     }
 
     /// Nothing comes back that was not given, and what comes back is the same.
-    fn loaded(&mut self, id: u64, stream: &str, events: u32, lines: &[u8], is_flagged: bool, is_unknown: bool) {
+    fn loaded(
+        &mut self,
+        id: u64,
+        stream: &str,
+        events: u32,
+        lines: &[u8],
+        is_flagged: bool,
+        is_unknown: bool,
+    ) {
         assert!(self.process.asked.remove(&id), "{id} comes without being asked for");
         self.process.released.remove(&id);
         let token = token_of(lines).expect("what is read back was appended");
@@ -513,7 +522,8 @@ impl World {
 
     fn start(&mut self) {
         self.process = Process::new(&mut self.disk, self.limits, self.rng.u64(..));
-        self.process.is_failing_disk = self.disk.faults.writes + self.disk.faults.syncs + self.disk.faults.names > 0;
+        self.process.is_failing_disk =
+            self.disk.faults.writes + self.disk.faults.syncs + self.disk.faults.names > 0;
         self.process.adopt(&mut self.disk);
     }
 
@@ -524,7 +534,11 @@ impl World {
         if process.under_way.is_empty() && process.adopting == 0 {
             // Everything is in one place. What is settled while it is written leaves when that is done.
             let held = process.held.len() as u64 + process.waiting + process.asked.len() as u64;
-            assert!(spool.batches() as u64 >= held, "the spool has {}, and should have {held}", spool.batches());
+            assert!(
+                spool.batches() as u64 >= held,
+                "the spool has {}, and should have {held}",
+                spool.batches()
+            );
         }
         if !process.is_failing_disk && !self.disk.has_flips() {
             // Headers, indexes and marks come on top of what a batch is charged with.
@@ -559,12 +573,19 @@ impl World {
             }
         }
         self.hear();
-        assert_eq!((self.process.waiting, self.process.asked.len()), (0, 0), "what was recovered was read back");
+        assert_eq!(
+            (self.process.waiting, self.process.asked.len()),
+            (0, 0),
+            "what was recovered was read back"
+        );
         for (token, fact) in &self.facts {
             if fact.is_stored && !fact.is_delivered() && !found.contains(token) {
                 let damage = self.disk.damage(*token);
                 assert!(damage.lines || damage.heads, "batch {token} was stored, and is lost");
-                assert!(fact.is_damaged || damage.heads, "batch {token} was damaged, and that is not counted");
+                assert!(
+                    fact.is_damaged || damage.heads,
+                    "batch {token} was damaged, and that is not counted"
+                );
             }
         }
         self.process.spool.stop();
@@ -612,7 +633,9 @@ impl Process {
 fn dir_of(op: &Op) -> u32 {
     let of = |file: &File| file.dir;
     match op {
-        Op::Create(file) | Op::Sync(file) | Op::Close(file) | Op::Remove(file) | Op::Quarantine(file) => of(file),
+        Op::Create(file) | Op::Sync(file) | Op::Close(file) | Op::Remove(file) | Op::Quarantine(file) => {
+            of(file)
+        }
         Op::Write { file, .. } | Op::Read { file, .. } => of(file),
         Op::SyncDir(dir) | Op::RemoveDir(dir) => *dir,
         Op::Space => OWN,
