@@ -352,6 +352,8 @@ pub struct Spool {
     /// How many segments of each adopted directory are not gone yet, and whether it may be removed then.
     dirs: HashMap<u32, Dir>,
     fetches: VecDeque<u64>,
+    /// Reads that failed, to be tried again: when, in milliseconds, and which batch.
+    rereads: VecDeque<(u64, u64)>,
     chores: VecDeque<Chore>,
     marks_due: u64,
     ops: HashMap<OpId, Purpose>,
@@ -400,6 +402,7 @@ impl Spool {
             adoptions: VecDeque::new(),
             dirs: HashMap::new(),
             fetches: VecDeque::new(),
+            rereads: VecDeque::new(),
             chores: VecDeque::new(),
             marks_due: 0,
             ops: HashMap::new(),
@@ -525,7 +528,8 @@ impl Spool {
         let nothing_to_write = self.queue.is_empty()
             && matches!(self.writer, Writer::Idle)
             && (self.moves.is_empty() || self.is_failing)
-            && self.fetches.is_empty();
+            && self.fetches.is_empty()
+            && self.rereads.is_empty();
         // What failed once is not waited for.
         let has_failed = |segment: &Segment| self.is_failing || segment.wait_until > 0;
         let is_settled = |segment: &Segment| segment.marks.is_settled() || has_failed(segment);
@@ -601,6 +605,9 @@ impl Spool {
         if let Some(op) = self.next_write(now) {
             return Some((op, Purpose::Writer));
         }
+        if let Some(id) = self.next_reread(now) {
+            self.fetches.push_back(id);
+        }
         if let Some(id) = self.fetches.pop_front() {
             let place = self.index.get(id)?.place;
             return self.read_batch(id).map(|op| (op, Purpose::Fetch(id, place)));
@@ -620,6 +627,11 @@ impl Spool {
             return Some((Op::Space, Purpose::Space));
         }
         None
+    }
+
+    fn next_reread(&mut self, now: u64) -> Option<u64> {
+        self.rereads.front().filter(|(at, _)| now >= *at)?;
+        self.rereads.pop_front().map(|(_, id)| id)
     }
 
     fn read_batch(&self, id: u64) -> Option<Op> {
@@ -666,6 +678,10 @@ impl Spool {
             }
             // It was moved meanwhile, and what it was moved from may be gone.
             _ if self.index.get(id).is_some_and(|entry| entry.place != place) => self.fetches.push_back(id),
+            // What cannot be read now may be readable later: a disk that is busy with errors, too many open files.
+            OpResult::Failed(_) if self.index.may_read_again(id) => {
+                self.rereads.push_back((now + RETRY_AFTER, id));
+            }
             _ if self.index.use_copy(id) => {
                 self.note_damage(place);
                 self.fetches.push_back(id);

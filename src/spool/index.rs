@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use super::format::BatchHeader;
 
+/// Reads of a batch that fail before it counts as damaged.
+const READS_MAX: u8 = 5;
+
 /// Where a batch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Where {
@@ -27,6 +30,8 @@ pub(super) struct Entry {
     pub(super) is_doubtful: bool,
     /// A call with it ended without a known outcome, which its header on disk does not say.
     pub(super) is_unknown_since: bool,
+    /// Reads of it that failed.
+    pub(super) failed_reads: u8,
 }
 
 impl Entry {
@@ -38,6 +43,7 @@ impl Entry {
             is_done: false,
             is_doubtful: false,
             is_unknown_since: false,
+            failed_reads: 0,
         }
     }
 }
@@ -120,6 +126,13 @@ impl Index {
         let header = entry.header.clone();
         self.wait(&header, id);
         true
+    }
+
+    /// Whether a read that failed is tried again; counts it.
+    pub(super) fn may_read_again(&mut self, id: u64) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else { return false };
+        entry.failed_reads += 1;
+        entry.failed_reads < READS_MAX
     }
 
     /// Whether more may have been delivered of a directory than its headers say.

@@ -321,8 +321,15 @@ impl Spool {
         let is_doubtful = self.dirs.get(&dir).is_some_and(|dir| dir.is_doubtful);
         // Nobody may fetch it before everything is read: a later segment may say that it is done, and what was not
         // yet told as recovered must not be delivered.
-        let entry =
-            Entry { header, place, is_held: true, is_done: false, is_doubtful, is_unknown_since: false };
+        let entry = Entry {
+            header,
+            place,
+            is_held: true,
+            is_done: false,
+            is_doubtful,
+            is_unknown_since: false,
+            failed_reads: 0,
+        };
         self.index.insert(id, entry);
     }
 

@@ -457,6 +457,18 @@ fn an_orderly_end_is_not_noted_where_something_may_have_been_delivered_unmarked(
 }
 
 #[test]
+fn a_read_that_fails_is_tried_again_before_its_batch_counts_as_damaged() {
+    let (disk, expected) = small_spool();
+    let mut rig = Rig::adopting(disk, LIMITS);
+    rig.spool.fetch("clicks");
+    rig.disk.faults = vec![0, 0];
+    rig.run();
+    assert!(rig.loaded.is_empty() && rig.damaged.is_empty());
+    rig.settle();
+    assert!(rig.damaged.is_empty() && expected.contains(&rig.loaded[0].1));
+}
+
+#[test]
 fn a_disk_that_fails_is_said_once_and_used_again_when_it_works() {
     let mut rig = Rig::new(Disk::default(), LIMITS);
     rig.disk.faults = vec![0, 0, 0];

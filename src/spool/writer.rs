@@ -302,6 +302,7 @@ impl Spool {
             OpResult::Read(lines) if is_whole(&entry.header, &lines) => {
                 self.queue.push_back(Job { id, lines, is_move: true });
             }
+            OpResult::Failed(_) if self.index.may_read_again(id) => self.moves.push_back(id),
             _ => self.damaged(id, now),
         }
     }
