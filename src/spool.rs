@@ -343,6 +343,8 @@ pub struct Spool {
     /// Batches to write, in order.
     queue: VecDeque<Job>,
     queue_bytes: u64,
+    /// Bytes of the group that is being written, which no segment counts yet.
+    group_bytes: u64,
     /// Batches in poisoned segments, to be read back and written anew.
     moves: VecDeque<u64>,
     is_moving: bool,
@@ -350,6 +352,8 @@ pub struct Spool {
     /// How many segments of each adopted directory are not gone yet, and whether it may be removed then.
     dirs: HashMap<u32, Dir>,
     fetches: VecDeque<u64>,
+    /// Reads that failed, to be tried again: when, in milliseconds, and which batch.
+    rereads: VecDeque<(u64, u64)>,
     chores: VecDeque<Chore>,
     marks_due: u64,
     ops: HashMap<OpId, Purpose>,
@@ -392,11 +396,13 @@ impl Spool {
             writer: Writer::Idle,
             queue: VecDeque::new(),
             queue_bytes: 0,
+            group_bytes: 0,
             moves: VecDeque::new(),
             is_moving: false,
             adoptions: VecDeque::new(),
             dirs: HashMap::new(),
             fetches: VecDeque::new(),
+            rereads: VecDeque::new(),
             chores: VecDeque::new(),
             marks_due: 0,
             ops: HashMap::new(),
@@ -447,15 +453,17 @@ impl Spool {
         if self.index.len() >= self.limits.batches_max {
             return Some(Refusal::Batches);
         }
-        let wanted = self.queue_bytes + bytes;
+        let wanted = self.queue_bytes + self.group_bytes + bytes;
         if self.free.is_some_and(|free| free < self.limits.free_floor.saturating_add(wanted)) {
             self.forget_kept(now);
             return Some(Refusal::Floor);
         }
-        if self.bytes() + wanted > self.limits.bytes_max && self.forget_kept(now) < wanted {
-            return Some(Refusal::Limit);
+        let after = self.bytes() + wanted;
+        // Kept segments go a little early: what is being removed takes its room until it is gone.
+        if after > self.limits.bytes_max / 8 * 7 {
+            self.forget_kept(now);
         }
-        None
+        (after > self.limits.bytes_max).then_some(Refusal::Limit)
     }
 
     /// Asks for the oldest batch of a stream that nobody holds: [`Event::Loaded`] or [`Event::Damaged`] follows.
@@ -520,7 +528,8 @@ impl Spool {
         let nothing_to_write = self.queue.is_empty()
             && matches!(self.writer, Writer::Idle)
             && (self.moves.is_empty() || self.is_failing)
-            && self.fetches.is_empty();
+            && self.fetches.is_empty()
+            && self.rereads.is_empty();
         // What failed once is not waited for.
         let has_failed = |segment: &Segment| self.is_failing || segment.wait_until > 0;
         let is_settled = |segment: &Segment| segment.marks.is_settled() || has_failed(segment);
@@ -540,7 +549,8 @@ impl Spool {
 
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.segments.values().map(Segment::bytes).sum::<u64>() + self.quarantined_bytes
+        let adopting = self.adoptions.iter().map(Adoption::bytes).sum::<u64>();
+        self.segments.values().map(Segment::bytes).sum::<u64>() + adopting + self.quarantined_bytes
     }
 
     /// Segments in which something could not be read, since the start.
@@ -561,6 +571,15 @@ impl Spool {
     /// Whether any segment, of this process or adopted, is left in the directory.
     pub fn has_files(&self, dir: u32) -> bool {
         self.segments.keys().any(|(of, _)| *of == dir)
+    }
+
+    /// Whether something in the directory may have been delivered although neither its mark nor its header says so:
+    /// a disk that failed, a call that ended without a known outcome, or an earlier process that ended without
+    /// order. An orderly end must not be noted then.
+    pub fn is_doubtful(&self, dir: u32) -> bool {
+        self.dirs.get(&dir).is_some_and(|dir| dir.is_doubtful)
+            || self.index.is_doubtful(dir)
+            || self.segments.iter().any(|((of, _), segment)| *of == dir && segment.is_doubtful())
     }
 
     /// When [`Spool::next_op`] may have something although nothing has happened, in milliseconds from now.
@@ -586,6 +605,9 @@ impl Spool {
         if let Some(op) = self.next_write(now) {
             return Some((op, Purpose::Writer));
         }
+        if let Some(id) = self.next_reread(now) {
+            self.fetches.push_back(id);
+        }
         if let Some(id) = self.fetches.pop_front() {
             let place = self.index.get(id)?.place;
             return self.read_batch(id).map(|op| (op, Purpose::Fetch(id, place)));
@@ -605,6 +627,11 @@ impl Spool {
             return Some((Op::Space, Purpose::Space));
         }
         None
+    }
+
+    fn next_reread(&mut self, now: u64) -> Option<u64> {
+        self.rereads.front().filter(|(at, _)| now >= *at)?;
+        self.rereads.pop_front().map(|(_, id)| id)
     }
 
     fn read_batch(&self, id: u64) -> Option<Op> {
@@ -651,9 +678,12 @@ impl Spool {
             }
             // It was moved meanwhile, and what it was moved from may be gone.
             _ if self.index.get(id).is_some_and(|entry| entry.place != place) => self.fetches.push_back(id),
+            // What cannot be read now may be readable later: a disk that is busy with errors, too many open files.
+            OpResult::Failed(_) if self.index.may_read_again(id) => {
+                self.rereads.push_back((now + RETRY_AFTER, id));
+            }
             _ if self.index.use_copy(id) => {
                 self.note_damage(place);
-                self.mark_done(place, header.sequence, now);
                 self.fetches.push_back(id);
             }
             _ => self.damaged(id, now),

@@ -176,9 +176,10 @@ impl Host {
         }
     }
 
-    /// Notes that this process ends in order, in a directory that still has files; removes one that has none.
-    pub(super) fn finish(&mut self, dir: u32, has_files: bool) -> io::Result<()> {
-        if !has_files && self.remove_dir(dir).is_ok() {
+    /// Notes that this process ends in order, in a directory that still has files, unless there `is_clean` says
+    /// otherwise; removes one that has none.
+    pub(super) fn finish(&mut self, dir: u32, has_files: bool, is_clean: bool) -> io::Result<()> {
+        if (!has_files && self.remove_dir(dir).is_ok()) || !is_clean {
             return Ok(());
         }
         let Some(folder) = self.folders.get(&dir) else { return Ok(()) };

@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use super::format::BatchHeader;
 
+/// Reads of a batch that fail before it counts as damaged.
+const READS_MAX: u8 = 5;
+
 /// Where a batch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Where {
@@ -25,11 +28,23 @@ pub(super) struct Entry {
     pub(super) is_held: bool,
     pub(super) is_done: bool,
     pub(super) is_doubtful: bool,
+    /// A call with it ended without a known outcome, which its header on disk does not say.
+    pub(super) is_unknown_since: bool,
+    /// Reads of it that failed.
+    pub(super) failed_reads: u8,
 }
 
 impl Entry {
     pub(super) fn queued(header: BatchHeader) -> Self {
-        Self { header, place: Where::Queued, is_held: true, is_done: false, is_doubtful: false }
+        Self {
+            header,
+            place: Where::Queued,
+            is_held: true,
+            is_done: false,
+            is_doubtful: false,
+            is_unknown_since: false,
+            failed_reads: 0,
+        }
     }
 }
 
@@ -38,8 +53,8 @@ pub(super) struct Index {
     entries: HashMap<u64, Entry, foldhash::fast::RandomState>,
     /// Of each stream: the age and the id of every batch that waits on disk.
     waiting: HashMap<Arc<str>, BTreeSet<(u64, u64)>, foldhash::fast::RandomState>,
-    /// Other places of batches that were found twice.
-    copies: HashMap<u64, Vec<Where>>,
+    /// Other places of batches that were found twice, and whether each could not be read.
+    copies: HashMap<u64, Vec<(Where, bool)>>,
 }
 
 impl Index {
@@ -106,29 +121,45 @@ impl Index {
     pub(super) fn release(&mut self, id: u64, is_unknown: bool) -> bool {
         let Some(entry) = self.entries.get_mut(&id) else { return false };
         entry.is_held = false;
+        entry.is_unknown_since |= is_unknown && !entry.header.is_unknown;
         entry.header.is_unknown |= is_unknown;
         let header = entry.header.clone();
         self.wait(&header, id);
         true
     }
 
+    /// Whether a read that failed is tried again; counts it.
+    pub(super) fn may_read_again(&mut self, id: u64) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else { return false };
+        entry.failed_reads += 1;
+        entry.failed_reads < READS_MAX
+    }
+
+    /// Whether more may have been delivered of a directory than its headers say.
+    pub(super) fn is_doubtful(&self, dir: u32) -> bool {
+        let stands_there = |entry: &Entry| matches!(entry.place, Where::Stored { dir: of, .. } if of == dir);
+        self.entries.values().any(|entry| entry.is_unknown_since && stands_there(entry))
+    }
+
     /// Notes another place of a batch.
     pub(super) fn add_copy(&mut self, id: u64, place: Where) {
-        self.copies.entry(id).or_default().push(place);
+        self.copies.entry(id).or_default().push((place, false));
     }
 
     /// Every place of a batch.
     pub(super) fn places(&self, id: u64) -> Vec<Where> {
-        let copies = self.copies.get(&id).into_iter().flatten();
+        let copies = self.copies.get(&id).into_iter().flatten().map(|(place, _)| place);
         self.entries.get(&id).map(|entry| entry.place).into_iter().chain(copies.copied()).collect()
     }
 
     /// Goes over to the next place of a batch that cannot be read where it was looked for; false where there is
-    /// none.
+    /// none. Both are marked when it is settled, and neither before: a mark speaks for every copy.
     pub(super) fn use_copy(&mut self, id: u64) -> bool {
-        let Some(copy) = self.copies.get_mut(&id).and_then(Vec::pop) else { return false };
+        let copies = self.copies.get_mut(&id).into_iter().flatten();
+        let Some(copy) = copies.rev().find(|(_, is_bad)| !is_bad) else { return false };
         let Some(entry) = self.entries.get_mut(&id) else { return false };
-        entry.place = copy;
+        copy.0 = std::mem::replace(&mut entry.place, copy.0);
+        copy.1 = true;
         true
     }
 }

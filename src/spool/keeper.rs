@@ -304,7 +304,7 @@ impl Work {
     fn finish(self) {
         let mut host = self.host.borrow_mut();
         for dir in host.dirs() {
-            if let Err(error) = host.finish(dir, self.spool.has_files(dir)) {
+            if let Err(error) = host.finish(dir, self.spool.has_files(dir), !self.spool.is_doubtful(dir)) {
                 warn!(
                     "the orderly end could not be noted in the spool ({error}): what it holds will be counted as \
                      possible duplicates"

@@ -55,17 +55,14 @@ impl Spool {
         segment.done_at = segment.live.is_empty().then_some(now);
     }
 
-    /// Lets kept segments go before their time; gives their bytes.
-    pub(super) fn forget_kept(&mut self, now: u64) -> u64 {
+    /// Lets kept segments go before their time.
+    pub(super) fn forget_kept(&mut self, now: u64) {
         let keep_sent = self.limits.keep_sent;
         let is_kept =
             |segment: &&mut Segment| segment.is_over() && !segment.is_leaving && !segment.is_damaged;
-        let mut bytes = 0;
         for segment in self.segments.values_mut().filter(is_kept) {
             segment.done_at = Some(now.saturating_sub(keep_sent));
-            bytes += segment.bytes();
         }
-        bytes
     }
 
     pub(super) fn next_chore(&mut self, now: u64) -> Option<(Op, Chore)> {
@@ -199,7 +196,10 @@ impl Spool {
                 }
             }
             // A failed sync of marks is not tried again: what it lost is repeated, at worst.
-            _ => segment.marks.is_dirty = false,
+            _ => {
+                segment.marks.is_dirty = false;
+                segment.marks.is_doubtful |= has_failed;
+            }
         }
     }
 

@@ -319,11 +319,24 @@ impl Spool {
         adoption.seen.insert(header.sequence, id);
         adoption.count(&header, 1);
         let is_doubtful = self.dirs.get(&dir).is_some_and(|dir| dir.is_doubtful);
-        let entry = Entry { header, place, is_held: false, is_done: false, is_doubtful };
+        // Nobody may fetch it before everything is read: a later segment may say that it is done, and what was not
+        // yet told as recovered must not be delivered.
+        let entry = Entry {
+            header,
+            place,
+            is_held: true,
+            is_done: false,
+            is_doubtful,
+            is_unknown_since: false,
+            failed_reads: 0,
+        };
         self.index.insert(id, entry);
     }
 
     fn finish_adoption(&mut self, adoption: Adoption) {
+        for id in adoption.seen.into_values() {
+            self.index.release(id, false);
+        }
         let (mut batches, mut events) = (0, 0);
         for (stream, (of_batches, of_events, bytes)) in adoption.streams {
             if of_batches > 0 {
@@ -339,6 +352,12 @@ impl Spool {
 }
 
 impl Adoption {
+    /// Bytes of the files that are still to be read.
+    pub(super) fn bytes(&self) -> u64 {
+        let marks = |reading: &Reading| reading.marks.map_or(0, |(length, _)| length);
+        self.segments.iter().map(|reading| reading.length + marks(reading)).sum()
+    }
+
     fn count(&mut self, header: &format::BatchHeader, by: i64) {
         let (batches, events, bytes) = self.streams.entry(Arc::clone(&header.stream)).or_default();
         *batches = batches.saturating_add_signed(by);

@@ -30,6 +30,8 @@ pub(super) struct Segment {
     pub(super) headers: Vec<(u32, BatchHeader)>,
     pub(super) marks: Marks,
     pub(super) is_damaged: bool,
+    /// A write or an fsync failed: behind its end may stand batches that were refused, and delivered from memory since.
+    pub(super) has_left_over: bool,
     /// When the last batch was done, in milliseconds.
     pub(super) done_at: Option<u64>,
     /// Whether it is on its way out.
@@ -53,6 +55,8 @@ pub(super) struct Marks {
     pub(super) is_dirty: bool,
     /// When it is to be synced, in milliseconds.
     pub(super) sync_at: u64,
+    /// Whether a sync of it failed: what was written before may be lost.
+    pub(super) is_doubtful: bool,
 }
 
 impl Marks {
@@ -78,6 +82,7 @@ impl Segment {
             headers: Vec::new(),
             marks: Marks::default(),
             is_damaged: false,
+            has_left_over: false,
             done_at: None,
             is_leaving: false,
             wait_until: 0,
@@ -90,6 +95,11 @@ impl Segment {
 
     pub(super) fn marks_file(&self) -> File {
         File { kind: Kind::Done, ..self.file }
+    }
+
+    /// Whether batches in it may have been delivered that have no mark.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.has_left_over || self.marks.is_doubtful || !self.marks.is_settled()
     }
 
     /// Whether everything in it is done and nothing more will come.

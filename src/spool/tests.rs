@@ -332,6 +332,142 @@ fn a_failed_fsync_moves_everything_unsettled_to_a_new_segment() {
     assert_eq!(after.drain(), (0..2).map(lines).collect());
 }
 
+/// A disk on which batch 0 stands in a poisoned segment and, moved, in the next.
+fn moved_and_not_removed() -> Disk {
+    let mut rig = Rig::new(Disk::default(), LIMITS);
+    rig.append(0, &lines(0));
+    rig.run();
+    rig.append(1, &lines(1));
+    rig.disk.faults = vec![1];
+    let is_moved = |disk: &Disk| {
+        let synced = |number| disk.files.get(&File { dir: OWN, number, kind: Kind::Segment });
+        let moved = synced(2).is_some_and(|contents| find(&contents.synced, b"event 0 of").is_some());
+        moved && synced(1).is_some()
+    };
+    while !is_moved(&rig.disk) {
+        assert!(rig.step(), "it is moved before the poisoned segment is removed");
+    }
+    rig.disk
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+#[test]
+fn a_copy_that_cannot_be_read_is_not_marked_done_for_the_others() {
+    let mut disk = moved_and_not_removed().crash(255);
+    let copy = disk.files.get_mut(&File { dir: 1, number: 2, kind: Kind::Segment }).expect("it is there");
+    let at = find(&copy.bytes, b"event 0 of").expect("it was moved");
+    copy.bytes[at] ^= 1;
+    copy.synced[at] ^= 1;
+    // Read, and not delivered before the process dies.
+    let mut rig = Rig::adopting(disk, LIMITS);
+    while rig.spool.fetch("clicks").is_some() {
+        rig.run();
+    }
+    rig.settle();
+    let after = Rig::adopting(rig.disk.crash(255), LIMITS).drain();
+    assert!(after.contains(&lines(0)), "the good copy is still there");
+}
+
+#[test]
+fn what_is_found_is_not_given_before_its_directory_is_read_to_the_end() {
+    let (disk, _) = small_spool();
+    let mut rig = Rig::new(disk, LIMITS);
+    rig.spool.adopt(1, &rig.disk.listed(1), true);
+    while rig.recovered.is_empty() {
+        assert_eq!(rig.spool.fetch("clicks"), None);
+        rig.step();
+    }
+    assert!(rig.spool.fetch("clicks").is_some());
+}
+
+#[test]
+fn what_is_being_written_or_taken_over_counts_towards_the_limit() {
+    let limits = Limits { bytes_max: 2_000, ..LIMITS };
+    let mut rig = Rig::new(Disk::default(), limits);
+    for id in 0..20 {
+        rig.append(id, &lines(id));
+        while !matches!(&rig.spool.writer, Writer::Busy(_, writer::Step::Write(_))) {
+            if rig
+                .spool
+                .next_op(rig.now)
+                .map(|(id, op)| rig.spool.completed(id, rig.disk.perform(&op), rig.now))
+                .is_none()
+            {
+                break;
+            }
+        }
+    }
+    rig.hear();
+    assert!(rig.refused.len() >= 13, "{} of 20 are refused", rig.refused.len());
+    let (disk, _) = small_spool();
+    let mut rig = Rig::new(disk, limits);
+    rig.spool.adopt(1, &rig.disk.listed(1), true);
+    assert!(rig.spool.bytes() > 2_000);
+    rig.append(100, &lines(100));
+    rig.hear();
+    assert!(rig.refused.contains(&100));
+}
+
+#[test]
+fn kept_segments_are_room_only_once_they_are_gone() {
+    let limits = Limits { keep_sent: 60_000, segment_bytes: 600, bytes_max: 3_000, ..LIMITS };
+    let mut rig = Rig::new(Disk::default(), limits);
+    for id in 0..4 {
+        rig.append(id, &lines(id));
+        rig.run();
+        rig.spool.done(id, rig.now);
+    }
+    rig.settle();
+    for id in 10..40 {
+        rig.append(id, &lines(id));
+    }
+    assert!(rig.spool.bytes() + rig.spool.queue_bytes <= 3_000);
+}
+
+#[test]
+fn an_orderly_end_is_not_noted_where_something_may_have_been_delivered_unmarked() {
+    let stored = || {
+        let mut rig = Rig::new(Disk::default(), LIMITS);
+        rig.append(0, &lines(0));
+        rig.run();
+        assert!(!rig.spool.is_doubtful(OWN));
+        rig
+    };
+    let mut unknown = stored();
+    unknown.spool.release(0, true);
+    assert!(unknown.spool.is_doubtful(OWN), "a call ended without a known outcome");
+    let mut refused = stored();
+    refused.append(1, &lines(1));
+    refused.disk.faults = vec![0];
+    refused.run();
+    assert!(refused.refused.contains(&1) && refused.spool.is_doubtful(OWN), "it may be on disk all the same");
+    let mut unmarked = stored();
+    unmarked.append(1, &lines(1));
+    unmarked.run();
+    unmarked.spool.done(1, unmarked.now);
+    assert!(unmarked.spool.is_doubtful(OWN), "its mark is not written");
+    unmarked.settle();
+    assert!(!unmarked.spool.is_doubtful(OWN));
+    let mut adopted = Rig::adopting(small_spool().0, LIMITS);
+    adopted.settle();
+    assert!(adopted.spool.is_doubtful(1), "whoever had it before ended without order");
+}
+
+#[test]
+fn a_read_that_fails_is_tried_again_before_its_batch_counts_as_damaged() {
+    let (disk, expected) = small_spool();
+    let mut rig = Rig::adopting(disk, LIMITS);
+    rig.spool.fetch("clicks");
+    rig.disk.faults = vec![0, 0];
+    rig.run();
+    assert!(rig.loaded.is_empty() && rig.damaged.is_empty());
+    rig.settle();
+    assert!(rig.damaged.is_empty() && expected.contains(&rig.loaded[0].1));
+}
+
 #[test]
 fn a_disk_that_fails_is_said_once_and_used_again_when_it_works() {
     let mut rig = Rig::new(Disk::default(), LIMITS);

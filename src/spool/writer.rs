@@ -122,6 +122,7 @@ impl Spool {
                 break;
             }
         }
+        self.group_bytes = end - length;
         (!jobs.is_empty()).then_some(Group { jobs, end })
     }
 
@@ -165,7 +166,7 @@ impl Spool {
             (Step::SyncIndex(_), Some(error)) => self.poison(number, None, error, now),
             (Step::Write(group), Some(error)) => {
                 self.close_segment(number, Phase::Sealed, now);
-                self.requeue(group);
+                self.requeue(number, group);
                 self.fail(error, now);
             }
             (Step::Create | Step::SyncDir | Step::WriteIndex, Some(error)) => {
@@ -189,6 +190,7 @@ impl Spool {
         }
         let segment = self.segments.get_mut(&(OWN, number)).expect("a segment stays while it is written");
         let written = group.end - segment.length;
+        self.group_bytes = 0;
         segment.length = group.end;
         self.free = self.free.map(|free| free.saturating_sub(written));
         for (job, offset, header) in group.jobs {
@@ -232,7 +234,7 @@ impl Spool {
         let segment = self.segments.get(&(OWN, number)).expect("a segment stays while it is written");
         self.moves.extend(segment.live.values());
         if let Some(group) = group {
-            self.requeue(group);
+            self.requeue(number, group);
         }
         self.sync_failures += 1;
         // Once may be that file's fate; twice is the disk's.
@@ -241,8 +243,12 @@ impl Spool {
         }
     }
 
-    /// Puts a group that was not stored back to the front.
-    fn requeue(&mut self, group: Group) {
+    /// Puts a group that was not stored in this segment back to the front.
+    fn requeue(&mut self, number: u32, group: Group) {
+        if let Some(segment) = self.segments.get_mut(&(OWN, number)) {
+            segment.has_left_over = true;
+        }
+        self.group_bytes = 0;
         for (job, _, header) in group.jobs.into_iter().rev() {
             if !job.is_move
                 && let Some(entry) = self.index.get_mut(job.id)
@@ -296,6 +302,7 @@ impl Spool {
             OpResult::Read(lines) if is_whole(&entry.header, &lines) => {
                 self.queue.push_back(Job { id, lines, is_move: true });
             }
+            OpResult::Failed(_) if self.index.may_read_again(id) => self.moves.push_back(id),
             _ => self.damaged(id, now),
         }
     }
