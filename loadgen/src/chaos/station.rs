@@ -273,11 +273,11 @@ impl Station {
     }
 }
 
-/// How many relays have a folder in a spool.
+/// How many relays have a folder in a spool; what was damaged stays put aside in one of its own.
 fn spool_folders(disk: &Disk) -> anyhow::Result<usize> {
     let entries = std::fs::read_dir(&disk.folder)
         .with_context(|| format!("{} cannot be read", disk.folder.display()))?;
-    Ok(entries.count())
+    Ok(entries.flatten().filter(|entry| entry.file_name() != "quarantine").count())
 }
 
 /// Removes everything in a folder, but not the folder.
