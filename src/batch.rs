@@ -135,6 +135,11 @@ impl Ticket {
         self.stored.fetch_sub(events, Relaxed);
     }
 
+    /// Whether every event of the batch that is not settled is on disk.
+    pub fn is_stored(&self) -> bool {
+        self.stored.load(Relaxed) >= self.unsettled()
+    }
+
     /// Whether every event of the batch is on disk or delivered, and some are on disk; said once. Where some are
     /// lost, nothing is said before all are settled.
     pub fn becomes_safe(&self) -> bool {
