@@ -24,7 +24,7 @@ impl Rig {
     fn new(encoding: Encoding) -> Self {
         let packing = Packing { record_events_max: 1, ..Config::default().packing };
         let config = Arc::new(Config { packing, ..Config::default() });
-        let machine = Machine { memory: 1 << 28, cpus: 2, files: 1024 };
+        let machine = Machine { memory: 1 << 30, cpus: 2, files: 1024 };
         let memory = Memory::new(&Plan::new(&config, machine).expect("enough memory"));
         let metrics = Metrics::new(Instant::now(), 1, Vec::new(), 10);
         let registry = Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics)));
