@@ -564,7 +564,12 @@ impl Delivery {
             spill.settled(settled, returns);
         }
         // What is left of a batch may all be on disk now.
-        piece.tickets().iter().for_each(|(ticket, _)| tell_stored(ticket, returns));
+        for (ticket, _) in piece.tickets() {
+            tell_stored(&ticket, returns);
+            if ticket.id.shard == SPOOL && ticket.is_stored() {
+                spill.command(Command::Done(ticket.id.sequence));
+            }
+        }
     }
 
     /// Hears what the spool has to say.

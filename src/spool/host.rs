@@ -360,7 +360,7 @@ mod tests {
             fs::write(root.path().join(name).join("00000001.seg"), "").unwrap();
         }
         let closed = root.path().join("b");
-        fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
         // Root reads everything: then nothing stands in the way to begin with.
         let is_root = fs::read_dir(&closed).is_ok();
         let mut host = Host::new(root.path(), "own", false);

@@ -108,6 +108,23 @@ async fn what_is_left_of_a_batch_replaces_it_on_disk() {
 }
 
 #[tokio::test]
+async fn a_batch_is_replaced_on_disk_once_the_rest_of_it_is_delivered() {
+    let mut rig = Rig::new(Encoding::Records);
+    rig.recovered(1, 2, 4);
+    rig.loaded(FOUND, b"a\nb\n");
+    let Some(Item::Piece(piece)) = rig.queue().take_recalled() else { panic!("it was read back") };
+    let [first, rest] = piece.halves(&rig.memory);
+    rig.queue().push_retry(rest);
+    rig.leave();
+    rig.hear(Event::Stored(0));
+    let is_done = |command: &Command| matches!(command, Command::Done(FOUND));
+    assert!(!rig.step().iter().any(is_done), "the first half is under way");
+    first.settle(Fate::Delivered, |_| true, |_, _| panic!("one of two is settled"));
+    rig.delivery.settled(&first, Vec::new());
+    assert!(rig.step().iter().any(is_done));
+}
+
+#[tokio::test]
 async fn what_may_have_been_delivered_is_said_to_be_so_on_disk() {
     let mut rig = Rig::new(Encoding::Lines);
     rig.recovered(1, 1, 2);
