@@ -135,6 +135,12 @@ impl Ticket {
         self.stored.fetch_sub(events, Relaxed);
     }
 
+    /// Whether every event of the batch that is not settled is on disk, and there are some.
+    pub fn is_stored(&self) -> bool {
+        let stored = self.stored.load(Relaxed);
+        stored > 0 && stored >= self.unsettled()
+    }
+
     /// Whether every event of the batch is on disk or delivered, and some are on disk; said once. Where some are
     /// lost, nothing is said before all are settled.
     pub fn becomes_safe(&self) -> bool {

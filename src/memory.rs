@@ -109,6 +109,11 @@ impl Memory {
         if held > share / 4 * 3 { held - share / 2 } else { 0 }
     }
 
+    /// Whether a stream may read so many bytes back from disk and still hold no more than half of its share.
+    pub fn may_read_back(&self, account: &Account, bytes: u64) -> bool {
+        account.held.load(Relaxed) + bytes <= self.share(self.used()) / 2
+    }
+
     /// How many bytes are used beyond three quarters of the limit.
     pub fn beyond_limit(&self) -> u64 {
         self.used().saturating_sub(self.limit / 4 * 3)

@@ -21,7 +21,7 @@ use crate::batch::{BatchId, Fate, SPOOL, Settled, Ticket};
 use crate::config::SpoolMode;
 use crate::destination::{Encoding, Outcome};
 use crate::encode::CALL_BYTES_MAX;
-use crate::memory::{Account, Charge, Memory};
+use crate::memory::{Account, Charge};
 use crate::metrics::{Drop, Place};
 use crate::queue::Returns;
 use crate::spool::format::BatchHeader;
@@ -277,6 +277,10 @@ impl Spill {
     /// Brings an item to disk: lets go of it where it is there already; else gives it back, to be written.
     fn let_go(&mut self, item: Item) -> Option<Item> {
         let tickets = item.tickets();
+        // The next process is to know that it may have been delivered: so it is written anew, with that.
+        if self.leaving.is_some() && matches!(&item, Item::Piece(piece) if piece.is_unknown) {
+            return Some(item);
+        }
         let is_on_disk = |(ticket, events): &(Arc<Ticket>, u64)| {
             ticket.id.shard == SPOOL
                 && *events == ticket.events
@@ -329,13 +333,14 @@ impl Spill {
         self.batches.insert(id, Spilled { stream, origins, events, bytes, is_stored, is_pending, items });
     }
 
-    fn add_waiting(&mut self, stream: &Arc<Stream>, batches: u64, bytes: u64) {
+    fn add_waiting(&mut self, stream: &Arc<Stream>, batches: u64, bytes: u64) -> &mut Waiting {
         let waiting = self.waiting.entry(Arc::clone(&stream.name)).or_insert_with(|| {
             self.turns.push_back(Arc::clone(&stream.name));
             Waiting { stream: Arc::clone(stream), batches: 0, bytes: 0, asked: 0, here: 0 }
         });
         waiting.batches += batches;
         waiting.bytes += bytes;
+        waiting
     }
 
     /// A batch is no longer in memory, or no longer anywhere.
@@ -375,6 +380,10 @@ impl Spill {
             ticket.store(*events);
             tell_stored(ticket, returns);
         }
+        // What is left of an older batch stands in newer ones: read back, it would be delivered a second time.
+        let is_replaced = |(ticket, _): &&(Arc<Ticket>, u64)| ticket.id.shard == SPOOL && ticket.is_stored();
+        let replaced: Vec<u64> =
+            spilled.origins.iter().filter(is_replaced).map(|(ticket, _)| ticket.id.sequence).collect();
         let items = std::mem::take(&mut spilled.items);
         let (stream, bytes) = (Arc::clone(&spilled.stream), spilled.bytes);
         if !items.is_empty() {
@@ -382,6 +391,7 @@ impl Spill {
             self.add_waiting(&stream, 1, bytes);
             self.command(Command::Release(id, false));
         }
+        replaced.into_iter().for_each(|id| self.command(Command::Done(id)));
     }
 
     /// A batch is not on disk: what it held goes back to where it was.
@@ -473,7 +483,7 @@ impl Spill {
     }
 
     /// Asks for batches of the streams that are ready for them.
-    fn recall(&mut self, room: u64, is_ready: impl Fn(&Stream) -> bool) {
+    fn recall(&mut self, room: u64, is_ready: impl Fn(&Waiting) -> bool) {
         for _ in 0..self.turns.len() {
             let here = self.recalled_bytes + self.asked_bytes;
             if here >= room && here > 0 {
@@ -482,7 +492,7 @@ impl Spill {
             let Some(name) = self.turns.pop_front() else { return };
             self.turns.push_back(Arc::clone(&name));
             let Some(waiting) = self.waiting.get_mut(&name) else { continue };
-            if waiting.batches == 0 || waiting.asked + waiting.here >= 8 || !is_ready(&waiting.stream) {
+            if waiting.batches == 0 || waiting.asked + waiting.here >= 8 || !is_ready(waiting) {
                 continue;
             }
             let bytes = waiting.bytes / waiting.batches;
@@ -500,17 +510,16 @@ impl Spill {
         id: u64,
         header: &BatchHeader,
         lines: Bytes,
-        memory: &Arc<Memory>,
+        parts: &Parts,
         encoding: Encoding,
     ) -> VecDeque<Piece> {
+        let memory = &parts.memory;
         let average = u64::from(header.length);
         self.answered(&header.stream, average);
-        let Some(stream) = self.waiting.get_mut(&header.stream).map(|waiting| {
-            waiting.here += 1;
-            Arc::clone(&waiting.stream)
-        }) else {
-            return VecDeque::new();
-        };
+        // Damage elsewhere may have had its stream forgotten: the batch is here all the same.
+        let stream = parts.registry.resolve_spooled(&header.stream);
+        let stream = self.batches.get(&id).map_or(stream, |spilled| Arc::clone(&spilled.stream));
+        self.add_waiting(&stream, 0, 0).here += 1;
         let (now, events) = (Instant::now(), u64::from(header.events));
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let age = since.saturating_sub(Duration::from_millis(header.oldest));
@@ -555,7 +564,12 @@ impl Delivery {
             spill.settled(settled, returns);
         }
         // What is left of a batch may all be on disk now.
-        piece.tickets().iter().for_each(|(ticket, _)| tell_stored(ticket, returns));
+        for (ticket, _) in piece.tickets() {
+            tell_stored(&ticket, returns);
+            if ticket.id.shard == SPOOL && ticket.is_stored() {
+                spill.command(Command::Done(ticket.id.sequence));
+            }
+        }
     }
 
     /// Hears what the spool has to say.
@@ -568,7 +582,7 @@ impl Delivery {
             }
             Event::Refused(id, _) => self.take_back(id, now),
             Event::Loaded { id, header, lines, is_doubtful } => {
-                let pieces = spill.loaded(id, &header, lines, &self.parts.memory, self.encoding);
+                let pieces = spill.loaded(id, &header, lines, &self.parts, self.encoding);
                 self.take_recalled(pieces, &header, is_doubtful, now);
             }
             Event::Damaged(id, header) => spill.damaged(id, Some(header), &self.parts),
@@ -581,7 +595,7 @@ impl Delivery {
                 let stream = self.parts.registry.resolve_spooled(&stream);
                 stream.label.recovered(events);
                 stream.label.enter(events, Place::Spool);
-                spill.add_waiting(&stream, batches, bytes);
+                let _ = spill.add_waiting(&stream, batches, bytes);
             }
             Event::Notice(_) | Event::Left(_) => (),
         }
@@ -702,7 +716,14 @@ impl Delivery {
         let memory = &self.parts.memory;
         let room = if memory.beyond_limit() > 0 { 0 } else { memory.limit() / 8 };
         let (streams, lanes) = (&self.streams, &self.lanes);
-        let is_ready = |stream: &Stream| {
+        let is_ready = |waiting: &Waiting| {
+            let stream = &waiting.stream;
+            // What comes back must leave room for what arrives. Encoded it is larger by a third.
+            let asked = waiting.bytes / waiting.batches.max(1) * (waiting.asked as u64 + 1);
+            let is_first = waiting.asked + waiting.here == 0;
+            if !is_first && !memory.may_read_back(&stream.account, asked + asked / 3) {
+                return false;
+            }
             let Some(queue) = streams.get(&stream.id) else { return true };
             let works = queue
                 .links
@@ -757,3 +778,6 @@ impl Delivery {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use tracing::warn;
 
 use super::executor::Handle;
 use super::{File, Kind, Listed, OWN};
@@ -23,6 +24,8 @@ use super::{File, Kind, Listed, OWN};
 const QUARANTINE: &str = "quarantine";
 /// Says that the process that had the directory ended in order: nothing in it was sent without being marked.
 const CLEAN: &str = "clean";
+/// What a file system keeps at its root for its own repairs: no process's directory, and not ours to remove.
+const LOST_AND_FOUND: &str = "lost+found";
 /// A directory that is being made; left over where a process was killed meanwhile.
 const UNFINISHED: &str = ".new-";
 /// Descriptors of files that are kept open.
@@ -48,6 +51,8 @@ pub(super) struct Host {
     folders: HashMap<u32, Folder>,
     /// Directories that are not looked at again.
     left: HashSet<String>,
+    /// Directories of which it was said that they cannot be taken over.
+    refused: HashSet<String>,
     next_dir: u32,
     open: HashMap<File, Rc<Handle>>,
     /// The segment made last, which is never closed on the side.
@@ -73,6 +78,7 @@ impl Host {
             uses_uring,
             folders: HashMap::new(),
             left: HashSet::new(),
+            refused: HashSet::new(),
             next_dir: OWN + 1,
             open: HashMap::new(),
             writing: None,
@@ -113,12 +119,12 @@ impl Host {
         Ok(Folder { name: self.instance.clone(), descriptor })
     }
 
-    /// Takes over every directory whose lock is free.
+    /// Takes over every directory whose lock is free. One that cannot be taken over stands in nobody else's way.
     pub(super) fn take_over(&mut self) -> io::Result<Vec<Taken>> {
         let root = self.root()?;
         let mut taken = Vec::new();
         for entry in fs::read_dir(&self.root)? {
-            let entry = entry?;
+            let Ok(entry) = entry else { continue };
             let Ok(name) = entry.file_name().into_string() else { continue };
             if name.starts_with(UNFINISHED) {
                 remove_unfinished(&root, &name, entry.metadata().and_then(|data| data.modified()));
@@ -126,14 +132,21 @@ impl Host {
             }
             let is_known = name == self.instance
                 || name == QUARANTINE
+                || name == LOST_AND_FOUND
                 || name.starts_with('.')
                 || self.left.contains(&name)
                 || self.folders.values().any(|folder| folder.name == name);
-            if is_known || !entry.file_type()?.is_dir() {
+            if is_known || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
-            if let Some(found) = self.take(&root, name)? {
-                taken.push(found);
+            match self.take(&root, name.clone()) {
+                Ok(found) => taken.extend(found),
+                Err(error) if self.refused.insert(name.clone()) => {
+                    warn!(
+                        "spool directory {name} cannot be taken over ({error}); it is tried again every few seconds"
+                    );
+                }
+                Err(_) => (),
             }
         }
         taken.sort_by(|one, other| one.name.cmp(&other.name));
@@ -321,5 +334,41 @@ fn remove_unfinished(root: &OwnedFd, name: &str, modified: io::Result<SystemTime
     if age > UNFINISHED_AGE {
         // Not empty, or not ours to remove: it harms nobody.
         let _ = rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_the_file_system_is_neither_taken_over_nor_removed() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join(LOST_AND_FOUND)).unwrap();
+        fs::create_dir(root.path().join("dead")).unwrap();
+        let taken = Host::new(root.path(), "own", false).take_over().unwrap();
+        assert_eq!(taken.iter().map(|taken| &taken.name[..]).collect::<Vec<_>>(), ["dead"]);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_taken_over_stands_in_no_other_one_s_way() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+            fs::write(root.path().join(name).join("00000001.seg"), "").unwrap();
+        }
+        let closed = root.path().join("b");
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+        // Root reads everything: then nothing stands in the way to begin with.
+        let is_root = fs::read_dir(&closed).is_ok();
+        let mut host = Host::new(root.path(), "own", false);
+        let names = |taken: &[Taken]| taken.iter().map(|taken| taken.name.clone()).collect::<Vec<_>>();
+        let expected: &[&str] = if is_root { &["a", "b", "c"] } else { &["a", "c"] };
+        assert_eq!(names(&host.take_over().unwrap()), expected);
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
+        let later: &[&str] = if is_root { &[] } else { &["b"] };
+        assert_eq!(names(&host.take_over().unwrap()), later, "it is tried again");
     }
 }

@@ -409,6 +409,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_killed_process_left_stays_doubtful_when_its_heir_ends_in_order() {
+        let root = tempfile::tempdir().unwrap();
+        let mut killed = start(root.path(), "killed", false);
+        append(&killed, 1, b"one\n");
+        assert!(matches!(killed.events.recv().await, Some(Event::Stored(1))));
+        let Keeper { commands, mut events } = killed;
+        drop(commands);
+        assert!(events.recv().await.is_none(), "its lock is given up");
+        let mut heir = start(root.path(), "heir", false);
+        assert!(matches!(heir.events.recv().await, Some(Event::Recovered { events: 1, .. })));
+        stop(&heir).await;
+        let mut last = start(root.path(), "last", false);
+        assert!(matches!(last.events.recv().await, Some(Event::Recovered { events: 1, .. })));
+        last.commands.send(Command::Fetch("clicks".into())).unwrap();
+        let Some(Event::Loaded { is_doubtful, .. }) = last.events.recv().await else {
+            panic!("it is read back")
+        };
+        assert!(is_doubtful, "the killed process may have delivered it");
+        stop(&last).await;
+    }
+
+    #[tokio::test]
     async fn what_is_spooled_survives_a_restart_with_plain_files() {
         survives_a_restart(false).await;
     }

@@ -106,6 +106,10 @@ async fn read(reader: &mut BufReader<OwnedReadHalf>, unanswered: &Unanswered) ->
         if length == 0 {
             return Ok(());
         }
+        if !line.ends_with(b"\n") {
+            // The rest of a count may be missing, and what is there would still be a number.
+            return Err(io::Error::other("it ended within an answer"));
+        }
         let text = String::from_utf8_lossy(&line);
         let mut unanswered = unanswered.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = understand(text.trim_end());
@@ -134,6 +138,25 @@ fn understand(line: &str) -> Option<(u64, Outcome)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn half_an_answer_is_none() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let (reader, writer) = socket.into_split();
+        let (jobs, waiting) = mpsc::channel(1);
+        let serving = tokio::spawn(serve(BufReader::new(reader), writer, waiting));
+        let (reply, answer) = oneshot::channel();
+        let job = Job { stream: "clicks".into(), lines: Bytes::from_static(b"one\n"), reply };
+        jobs.send(job).await.unwrap();
+        // The peer dies while it writes that it has lost 345 events.
+        peer.write_all(b"!lost 1 3").await.unwrap();
+        drop(peer);
+        let outcome = answer.await.unwrap();
+        assert!(matches!(outcome, Outcome::Unknown { .. }), "{outcome:?}");
+        serving.await.unwrap();
+    }
 
     #[test]
     fn answers_are_understood_and_nothing_else_is() {

@@ -1,0 +1,172 @@
+//! Delivery beside a spool that is played by the test: what it is asked, and what its answers lead to.
+
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::config::{Config, Packing};
+use crate::destination::Destination;
+use crate::memory::{Machine, Memory, Plan};
+use crate::metrics::Metrics;
+use crate::stream::Registry;
+
+const FOUND: u64 = 1 << 63;
+
+struct Rig {
+    delivery: Delivery,
+    stream: Arc<Stream>,
+    memory: Arc<Memory>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    _events: mpsc::UnboundedSender<Event>,
+    now: Instant,
+}
+
+impl Rig {
+    fn new(encoding: Encoding) -> Self {
+        let packing = Packing { record_events_max: 1, ..Config::default().packing };
+        let config = Arc::new(Config { packing, ..Config::default() });
+        let machine = Machine { memory: 1 << 30, cpus: 2, files: 1024 };
+        let memory = Memory::new(&Plan::new(&config, machine).expect("enough memory"));
+        let metrics = Metrics::new(Instant::now(), 1, Vec::new(), 10);
+        let registry = Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics)));
+        let stream = registry.resolve_spooled("clicks");
+        let parts = Parts {
+            config,
+            destination: Arc::new(Destination::Null),
+            memory: Arc::clone(&memory),
+            metrics,
+            handoff: Arc::default(),
+            returns: Arc::new([Returns::new().unwrap()]),
+            registry,
+        };
+        let (to_spool, commands) = mpsc::unbounded_channel();
+        let (_events, from_spool) = mpsc::unbounded_channel();
+        let mut delivery = Delivery::new(parts, Some(Keeper { commands: to_spool, events: from_spool }));
+        delivery.encoding = encoding;
+        Self { delivery, stream, memory, commands, _events, now: Instant::now() }
+    }
+
+    fn hear(&mut self, event: Event) {
+        self.delivery.hear(event, self.now);
+    }
+
+    fn recovered(&mut self, batches: u64, events: u64, bytes: u64) {
+        self.hear(Event::Recovered { stream: "clicks".into(), batches, events, bytes });
+    }
+
+    fn loaded(&mut self, id: u64, lines: &'static [u8]) {
+        let header = header(lines);
+        self.hear(Event::Loaded { id, header, lines: Bytes::from_static(lines), is_doubtful: false });
+    }
+
+    /// Delivery looks at its streams once more: what it asks of the spool then.
+    fn step(&mut self) -> Vec<Command> {
+        self.now += 2 * LOOK_EVERY;
+        self.delivery.step(self.now);
+        std::iter::from_fn(|| self.commands.try_recv().ok()).collect()
+    }
+
+    fn leave(&mut self) -> Vec<Command> {
+        self.delivery.leave(self.now + Duration::from_secs(60), oneshot::channel().0);
+        self.step()
+    }
+
+    fn queue(&mut self) -> &mut StreamQueue {
+        self.delivery.streams.get_mut(&self.stream.id).expect("the stream has a queue")
+    }
+}
+
+fn header(lines: &[u8]) -> BatchHeader {
+    BatchHeader {
+        stream: "clicks".into(),
+        sequence: 0,
+        events: lines.iter().filter(|octet| **octet == b'\n').count() as u32,
+        oldest: 1,
+        is_unknown: false,
+        length: lines.len() as u32,
+        crc: 0,
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_batch_replaces_it_on_disk() {
+    let mut rig = Rig::new(Encoding::Records);
+    rig.recovered(1, 2, 4);
+    rig.loaded(FOUND, b"a\nb\n");
+    let Some(Item::Piece(piece)) = rig.queue().take_recalled() else { panic!("it was read back") };
+    assert_eq!(piece.records().len(), 2);
+    let mut ended = Vec::new();
+    piece.settle(Fate::Delivered, |record| record == 0, |_, settled| ended.push(settled));
+    assert!(ended.is_empty(), "one of two is settled");
+    let rest = piece.only(&rig.memory, |record| record == 1);
+    rig.queue().push_retry(rest);
+    let asked = rig.leave();
+    assert!(matches!(asked[..], [Command::Append { id: 0, events: 1, .. }]), "{asked:?}");
+    rig.hear(Event::Stored(0));
+    let asked = rig.step();
+    let is_done = |command: &Command| matches!(command, Command::Done(FOUND));
+    assert!(asked.iter().any(is_done), "the next process would deliver both: {asked:?}");
+}
+
+#[tokio::test]
+async fn a_batch_is_replaced_on_disk_once_the_rest_of_it_is_delivered() {
+    let mut rig = Rig::new(Encoding::Records);
+    rig.recovered(1, 2, 4);
+    rig.loaded(FOUND, b"a\nb\n");
+    let Some(Item::Piece(piece)) = rig.queue().take_recalled() else { panic!("it was read back") };
+    let [first, rest] = piece.halves(&rig.memory);
+    rig.queue().push_retry(rest);
+    rig.leave();
+    rig.hear(Event::Stored(0));
+    let is_done = |command: &Command| matches!(command, Command::Done(FOUND));
+    assert!(!rig.step().iter().any(is_done), "the first half is under way");
+    first.settle(Fate::Delivered, |_| true, |_, _| panic!("one of two is settled"));
+    rig.delivery.settled(&first, Vec::new());
+    assert!(rig.step().iter().any(is_done));
+}
+
+#[tokio::test]
+async fn what_may_have_been_delivered_is_said_to_be_so_on_disk() {
+    let mut rig = Rig::new(Encoding::Lines);
+    rig.recovered(1, 1, 2);
+    rig.loaded(FOUND, b"a\n");
+    let Some(Item::Piece(mut piece)) = rig.queue().take_recalled() else { panic!("it was read back") };
+    piece.is_unknown = true;
+    rig.queue().push_retry(piece);
+    let asked = rig.leave();
+    assert!(matches!(asked[..], [Command::Append { id: 0, is_unknown: true, .. }]), "{asked:?}");
+    rig.hear(Event::Stored(0));
+    assert!(rig.step().iter().any(|command| matches!(command, Command::Done(FOUND))));
+}
+
+#[tokio::test]
+async fn a_batch_that_comes_back_after_damage_beside_it_is_taken() {
+    let mut rig = Rig::new(Encoding::Lines);
+    rig.recovered(2, 2, 4);
+    rig.step();
+    assert_eq!(rig.step().len() + 1, 2, "both are asked for");
+    // One was found to be damaged before it was asked for: the second time nothing was left.
+    rig.hear(Event::Damaged(FOUND, header(b"b\n")));
+    rig.hear(Event::Nothing("clicks".into()));
+    rig.loaded(FOUND + 1, b"a\n");
+    assert!(rig.queue().has_recalled(), "it stands in its queue");
+    let totals = rig.stream.label.totals();
+    assert_eq!((totals.recovered, totals.dropped_in_all(), totals.held()), (2, 1, 1));
+}
+
+#[tokio::test]
+async fn what_is_read_back_leaves_its_stream_room_for_what_arrives() {
+    let mut rig = Rig::new(Encoding::Lines);
+    let share = 4 * rig.memory.batch_bytes_max();
+    let lines: &'static [u8] = Box::leak(vec![b'\n'; share as usize / 6].into_boxed_slice());
+    rig.recovered(8, 8 * lines.len() as u64, 8 * lines.len() as u64);
+    let mut next = FOUND;
+    for _ in 0..100 {
+        for command in rig.step() {
+            assert!(matches!(command, Command::Fetch(_)), "{command:?}");
+            rig.loaded(next, lines);
+            next += 1;
+        }
+    }
+    assert!(next > FOUND, "some are read back");
+    assert!(rig.memory.has_room(&rig.stream.account, share / 3), "{} of 8 are here", next - FOUND);
+}
