@@ -61,6 +61,10 @@ pub(super) fn set_log(config: &mut Config, text: &str) -> Result<(), String> {
             return Err(format!("\"{}\" is no level; write a level or part=level{suggestion}", shown(word)));
         }
     }
+    // EnvFilter cuts a trimmed directive at places of the untrimmed one, in the middle of a character where it can.
+    if !text.is_ascii() {
+        return Err(format!("\"{}\" is no log filter: it may have ASCII characters only", shown(text)));
+    }
     EnvFilter::try_new(text).map_err(|error| format!("not a log filter: {error}"))?;
     config.log = text.to_owned();
     Ok(())

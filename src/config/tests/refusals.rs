@@ -154,3 +154,10 @@ fn a_file_that_can_not_be_read_is_an_error() {
     let message = message.expect_err("it is not UTF-8").to_string();
     assert!(message.ends_with("standpipe.toml: not UTF-8 on line 2"), "{message}");
 }
+
+#[test]
+fn a_log_filter_beyond_ascii_is_refused_and_does_not_panic() {
+    let lines = errors_of("log = \" A\u{bd0}=\"\n", &[], &[]);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].ends_with("it may have ASCII characters only"), "{lines:?}");
+}
