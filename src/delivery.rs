@@ -417,14 +417,14 @@ impl Delivery {
             starved.push_back(index);
             return;
         }
-        if let Some((piece, place)) = self.next_call(index, now) {
-            self.start(index, piece, place, now);
+        if let Some(piece) = self.next_call(index, now) {
+            self.start(index, piece, now);
         }
         self.wake(index);
     }
 
     /// The next call of the least served stream in a lane's line.
-    fn next_call(&mut self, index: usize, now: Instant) -> Option<(Piece, Place)> {
+    fn next_call(&mut self, index: usize, now: Instant) -> Option<Piece> {
         let entry = self.lanes[index].as_mut()?;
         let Reverse((served, stream)) = entry.line.pop()?;
         entry.served = served;
@@ -440,7 +440,7 @@ impl Delivery {
             // Its turn comes when a call with what was read back ends.
             return None;
         }
-        if let Some((piece, _)) = &call {
+        if let Some(piece) = &call {
             let link = queue.links.iter_mut().find(|link| link.lane == index)?;
             link.served = served + piece.bytes() as u64;
             link.sent += piece.bytes() as u64;
@@ -449,10 +449,10 @@ impl Delivery {
         call
     }
 
-    fn start(&mut self, index: usize, mut piece: Piece, place: Place, now: Instant) {
+    fn start(&mut self, index: usize, mut piece: Piece, now: Instant) {
         let (events, stream) = (piece.events(), Arc::clone(piece.stream()));
         stream.label.enter(events, Place::InFlight);
-        stream.label.leave(events, place);
+        stream.label.leave(events, piece.place());
         if std::mem::take(&mut piece.is_unknown) {
             stream.label.resent(events, Cause::UnknownOutcome);
         }

@@ -11,6 +11,7 @@ use crate::batch::{Fate, Record, Settled, Ticket};
 use crate::destination::Encoding;
 use crate::encode::{self, CALL_BYTES_MAX, CALL_RECORDS_MAX, Encoder, Gatherer};
 use crate::memory::{Charge, Memory};
+use crate::metrics::Place;
 use crate::stream::Stream;
 
 /// A batch that travels as lines.
@@ -151,6 +152,11 @@ impl Piece {
     /// When its oldest event was received.
     pub fn oldest(&self) -> Instant {
         self.oldest
+    }
+
+    /// Where its events wait while no call with it is under way.
+    pub fn place(&self) -> Place {
+        if self.is_retry { Place::Retry } else { Place::Queued }
     }
 
     /// The body that its records stand in. Cloning shares it.

@@ -114,13 +114,17 @@ impl StreamQueue {
         }
     }
 
-    /// Takes the oldest that is queued and was not read back from disk.
-    pub fn take_oldest(&mut self) -> Option<Item> {
-        let piece_first = match (self.pieces.front(), self.loose.front()) {
+    /// Whether the oldest that was not read back from disk is packed.
+    fn is_piece_first(&self) -> bool {
+        match (self.pieces.front(), self.loose.front()) {
             (Some(piece), Some(loose)) => piece.oldest() <= loose.oldest(),
             (piece, _) => piece.is_some(),
-        };
-        if piece_first {
+        }
+    }
+
+    /// Takes the oldest that is queued and was not read back from disk.
+    pub fn take_oldest(&mut self) -> Option<Item> {
+        if self.is_piece_first() {
             return self.pieces.pop_front().map(Item::Piece);
         }
         let loose = self.loose.pop_front()?;
@@ -151,36 +155,21 @@ impl StreamQueue {
         self.loose.front().map(|loose| loose.due.max(now))
     }
 
-    /// Takes what goes into the next call: the older of what is packed and what is loose. The events have left
-    /// the place that is returned.
+    /// Takes what goes into the next call: the older of what is packed and what is loose.
     ///
     /// What was read back from disk takes turns with the rest, and goes only where `may_recall` says so.
-    pub fn next_call(
-        &mut self,
-        encoding: Encoding,
-        memory: &Arc<Memory>,
-        may_recall: bool,
-    ) -> Option<(Piece, Place)> {
+    pub fn next_call(&mut self, encoding: Encoding, memory: &Arc<Memory>, may_recall: bool) -> Option<Piece> {
         let has_fresh = !self.pieces.is_empty() || !self.loose.is_empty();
         self.recalled_next = !self.recalled_next;
         if may_recall && self.has_recalled() && (self.recalled_next || !has_fresh) {
-            let piece = piece::merge(&mut self.recalled, encoding, memory)?;
-            let place = if piece.is_retry { Place::Retry } else { Place::Queued };
-            return Some((piece, place));
+            return piece::merge(&mut self.recalled, encoding, memory);
         }
-        let piece_first = match (self.pieces.front(), self.loose.front()) {
-            (Some(piece), Some(loose)) => piece.oldest() <= loose.oldest(),
-            (piece, _) => piece.is_some(),
-        };
-        let piece = if piece_first {
-            piece::merge(&mut self.pieces, encoding, memory)?
-        } else {
-            let piece = piece::pack(&mut self.loose, encoding, memory)?;
-            self.loose_bytes -= piece.bytes();
-            piece
-        };
-        let place = if piece.is_retry { Place::Retry } else { Place::Queued };
-        Some((piece, place))
+        if self.is_piece_first() {
+            return piece::merge(&mut self.pieces, encoding, memory);
+        }
+        let piece = piece::pack(&mut self.loose, encoding, memory)?;
+        self.loose_bytes -= piece.bytes();
+        Some(piece)
     }
 
     /// When the oldest event was received that is here or in flight.

@@ -203,7 +203,10 @@ impl Item {
     }
 
     fn place(&self) -> Place {
-        if matches!(self, Item::Piece(piece) if piece.is_retry) { Place::Retry } else { Place::Queued }
+        match self {
+            Item::Loose(_) => Place::Queued,
+            Item::Piece(piece) => piece.place(),
+        }
     }
 }
 
