@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::Delivery;
 use super::lane::Verdict;
 use super::piece::Piece;
-use crate::batch::Fate;
+use crate::batch::{Fate, Settled, Ticket};
 use crate::destination::{Encoding, Outcome, RecordOutcome, Refusal};
 use crate::encode::BILLING_STEP_BYTES;
 use crate::metrics::{self, Drop, LaneCounters, Place};
@@ -95,7 +95,7 @@ impl Delivery {
                     return Verdict::Neutral;
                 }
                 if self.lane(lane).policy.accepted_at().is_some_and(|at| at > since) {
-                    self.drop_piece(&piece, Drop::Rejected);
+                    self.drop_piece(&piece, Drop::Rejected, now);
                     return Verdict::Neutral;
                 }
                 // Nothing else was accepted since: the lane may be to blame and not this record, so it is kept.
@@ -124,15 +124,7 @@ impl Delivery {
             }
         }
         piece.stream().label.delivered(events, bytes, billed);
-        let latency = &self.parts.metrics.delivery_latency;
-        let mut ended = Vec::new();
-        piece.settle(Fate::Delivered, chosen, |ticket, settled| {
-            latency
-                .observe_weighted(now.saturating_duration_since(ticket.oldest), ticket.events - settled.lost);
-            ended.push(settled);
-        });
-        self.settled(piece, ended);
-        self.released = true;
+        self.conclude(piece, now, |told| piece.settle(Fate::Delivered, chosen, told));
     }
 
     /// Counts and settles a piece of which so many events at most were lost behind the destination. Whose they
@@ -143,21 +135,29 @@ impl Delivery {
         let label = &piece.stream().label;
         label.dropped(lost, Drop::LostDownstream);
         label.delivered(events - lost, bytes / events.max(1) * (events - lost), 0);
+        self.conclude(piece, now, |told| piece.settle_with_loss(lost, told));
+    }
+
+    fn drop_piece(&mut self, piece: &Piece, reason: Drop, now: Instant) {
+        piece.stream().label.dropped(piece.events(), reason);
+        self.conclude(piece, now, |told| piece.settle(Fate::Lost, |_| true, told));
+    }
+
+    /// Settles events of a piece, and tells of every batch that this ends: how long its delivery took counts for
+    /// those of its events that were not lost.
+    fn conclude(
+        &mut self,
+        piece: &Piece,
+        now: Instant,
+        settle: impl FnOnce(&mut dyn FnMut(&Ticket, Settled)),
+    ) {
         let latency = &self.parts.metrics.delivery_latency;
         let mut ended = Vec::new();
-        piece.settle_with_loss(lost, |ticket, settled| {
+        settle(&mut |ticket, settled| {
             latency
                 .observe_weighted(now.saturating_duration_since(ticket.oldest), ticket.events - settled.lost);
             ended.push(settled);
         });
-        self.settled(piece, ended);
-        self.released = true;
-    }
-
-    fn drop_piece(&mut self, piece: &Piece, reason: Drop) {
-        piece.stream().label.dropped(piece.events(), reason);
-        let mut ended = Vec::new();
-        piece.settle(Fate::Lost, |_| true, |_, settled| ended.push(settled));
         self.settled(piece, ended);
         self.released = true;
     }

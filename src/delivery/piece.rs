@@ -394,25 +394,33 @@ fn pack_records(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memo
 
 /// Lines need no packing but to be put behind each other; one batch alone is not even copied.
 fn pack_lines(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory>) -> Option<Piece> {
-    let first = loose.pop_front()?;
-    let stream = Arc::clone(&first.ticket.stream);
-    let (mut lines, mut charge, oldest) = (first.lines, first.charge, first.ticket.oldest);
-    let mut parts = vec![(first.ticket, first.events_left)];
-    while let Some(next) = loose.front().filter(|next| lines.len() + next.lines.len() <= CALL_BYTES_MAX) {
-        let mut joined = Vec::from(lines);
-        joined.extend_from_slice(&next.lines);
-        lines = Bytes::from(joined);
-        parts.extend(loose.pop_front().map(|next| (next.ticket, next.events_left)));
+    let mut group = vec![loose.pop_front()?];
+    let mut bytes = group[0].bytes();
+    while let Some(next) = loose.pop_front_if(|next| bytes + next.bytes() <= CALL_BYTES_MAX) {
+        bytes += next.bytes();
+        group.push(next);
     }
-    if parts.len() > 1 {
-        charge = Charge::forced(memory, &stream.account, lines.len() as u64);
-    }
+    let oldest = group[0].oldest();
+    let parts: Vec<_> = group.iter().map(Loose::shares).collect();
     let events = parts.iter().map(|(_, events)| events).sum::<u64>();
+    let (lines, charge) = put_together(group, bytes, memory);
     let length = u32::try_from(lines.len()).expect("a batch is far smaller than 4 GiB");
     let events = u32::try_from(events).expect("a call has fewer events than bytes");
     let records = vec![Record { start: 0, end: length, bytes: length, events }];
     let origin = origin_of(&records, parts);
     Some(Piece::new(lines, records, origin, charge, oldest))
+}
+
+/// The lines of a group behind each other, and what they are charged.
+fn put_together(mut group: Vec<Loose>, bytes: usize, memory: &Arc<Memory>) -> (Bytes, Charge) {
+    if group.len() == 1 {
+        let alone = group.swap_remove(0);
+        return (alone.lines(), alone.charge);
+    }
+    let mut lines = Vec::with_capacity(bytes);
+    group.iter().for_each(|loose| lines.extend_from_slice(&loose.lines[loose.offset..]));
+    let charge = Charge::forced(memory, &group[0].ticket.stream.account, lines.capacity() as u64);
+    (Bytes::from(lines), charge)
 }
 
 /// Divides each record's events among the batches they came from: both are in the same order.
