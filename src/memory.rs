@@ -95,7 +95,7 @@ impl Memory {
 
     /// What a stream may hold now, in bytes.
     fn share(&self, used: u64) -> u64 {
-        if used <= self.limit / 4 * 3 {
+        if used <= self.short_from() {
             return self.stream_max;
         }
         let equal = self.limit / self.holders.load(Relaxed).max(1);
@@ -116,7 +116,12 @@ impl Memory {
 
     /// How many bytes are used beyond three quarters of the limit.
     pub fn beyond_limit(&self) -> u64 {
-        self.used().saturating_sub(self.limit / 4 * 3)
+        self.used().saturating_sub(self.short_from())
+    }
+
+    /// With more than so many bytes used, memory is short: three quarters of the limit.
+    fn short_from(&self) -> u64 {
+        self.limit / 4 * 3
     }
 
     /// The limit, in bytes.
