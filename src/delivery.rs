@@ -216,7 +216,9 @@ impl Delivery {
                 () = handoff.arrived() => (),
                 ended = self.ended.1.recv() => self.finish(ended.expect("we hold a sender ourselves")),
                 () = tokio::time::sleep_until(timer.unwrap_or_else(Instant::now).into()), if timer.is_some() => (),
-                event = spill::next_event(&mut self.spill) => self.hear(event, Instant::now()),
+                event = spill::next_event(&mut self.spill) => {
+                    event.into_iter().for_each(|event| self.hear(event, Instant::now()));
+                }
                 command = commands.recv() => match command {
                     // Whoever asked may have gone away meanwhile.
                     Some(Command::Abandon(answer)) => {

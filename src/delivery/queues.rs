@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::piece::{self, Loose, Piece};
+use crate::batch::Ticket;
 use crate::destination::Encoding;
 use crate::encode::CALL_BYTES_MAX;
 use crate::memory::Memory;
@@ -18,6 +19,61 @@ pub enum Item {
     Loose(Loose),
     /// Records, or lines that were packed.
     Piece(Piece),
+}
+
+impl Item {
+    /// Whose events it holds, and how many of each.
+    pub fn tickets(&self) -> Vec<(Arc<Ticket>, u64)> {
+        match self {
+            Item::Loose(loose) => vec![loose.shares()],
+            Item::Piece(piece) => piece.tickets(),
+        }
+    }
+
+    /// Its raw bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Item::Loose(loose) => loose.bytes(),
+            Item::Piece(piece) => piece.bytes(),
+        }
+    }
+
+    /// The memory charged for it.
+    pub fn charged(&self) -> u64 {
+        match self {
+            Item::Loose(loose) => loose.charged(),
+            Item::Piece(piece) => piece.charged(),
+        }
+    }
+
+    /// Its events.
+    pub fn events(&self) -> u64 {
+        match self {
+            Item::Loose(loose) => loose.events(),
+            Item::Piece(piece) => piece.events(),
+        }
+    }
+
+    /// When its oldest event was received.
+    pub fn oldest(&self) -> Instant {
+        match self {
+            Item::Loose(loose) => loose.oldest(),
+            Item::Piece(piece) => piece.oldest(),
+        }
+    }
+
+    /// Whether some of it may have been delivered.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Item::Piece(piece) if piece.is_unknown || piece.is_doubtful)
+    }
+
+    /// Where its events wait.
+    pub fn place(&self) -> Place {
+        match self {
+            Item::Loose(_) => Place::Queued,
+            Item::Piece(piece) => piece.place(),
+        }
+    }
 }
 
 /// A stream's place at one of its lanes.

@@ -1,12 +1,15 @@
 //! Delivery beside a spool that is played by the test: what it is asked, and what its answers lead to.
 
-use tokio::sync::mpsc;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 use crate::config::{Config, Packing};
-use crate::destination::Destination;
+use crate::delivery::queues::StreamQueue;
+use crate::destination::{Destination, Encoding};
 use crate::memory::{Machine, Memory, Plan};
 use crate::metrics::Metrics;
+use crate::spool::format::BatchHeader;
 use crate::stream::Registry;
 
 const FOUND: u64 = 1 << 63;
