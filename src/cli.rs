@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use clap_complete::Shell;
 
 use crate::config::{Config, Errors, Kind, SETTINGS, Setting, Sources};
 
@@ -27,7 +28,21 @@ pub enum Command {
         /// The relay's address, not checked yet.
         to: String,
     },
+    /// `standpipe health`: ask a running relay.
+    Health {
+        /// The configuration of the relay that is asked, for its admin address.
+        config: Result<Box<Config>, Errors>,
+        /// Whether it has to be ready, and not only alive.
+        ready: bool,
+    },
+    /// `standpipe completions SHELL`: print a completion script.
+    Completions(Shell),
+    /// `standpipe man`: print the manual page.
+    Man,
 }
+
+/// What `--version` prints: the version of the crate and the commit that it was built from.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("STANDPIPE_COMMIT"), ")");
 
 /// Reads the command line, and for the commands that need it the whole configuration.
 ///
@@ -50,6 +65,13 @@ pub fn parse(
             Command::Send { stream: text("stream"), to: text("to") }
         }
         Some(("check", matches)) => Command::Check(load(matches)),
+        Some(("health", matches)) => {
+            Command::Health { config: load(matches), ready: matches.get_flag("ready") }
+        }
+        Some(("completions", matches)) => {
+            Command::Completions(*matches.get_one("shell").expect("clap has checked that it is there"))
+        }
+        Some(("man", _)) => Command::Man,
         Some((_, matches)) => Command::Relay(load(matches)),
         None => Command::Relay(load(&matches)),
     })
@@ -59,11 +81,11 @@ pub fn parse(
 pub fn command() -> clap::Command {
     clap::Command::new("standpipe")
         .bin_name("standpipe")
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(VERSION)
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .override_usage(
             "standpipe [relay] [OPTIONS]\n       standpipe check [FILE] [OPTIONS]\n       standpipe config\n       \
-             standpipe send STREAM [--to ADDR]",
+             standpipe send STREAM [--to ADDR]\n       standpipe health [--ready] [--admin ADDR]",
         )
         .after_help(AFTER_HELP)
         .args_conflicts_with_subcommands(true)
@@ -76,6 +98,9 @@ pub fn command() -> clap::Command {
         .subcommand(check())
         .subcommand(send())
         .subcommand(clap::Command::new("config").about("Print the commented default configuration"))
+        .subcommand(health())
+        .subcommand(completions())
+        .subcommand(clap::Command::new("man").about("Print the manual page, in roff"))
 }
 
 const AFTER_HELP: &str = "\
@@ -117,6 +142,27 @@ fn send() -> clap::Command {
         .args([stream, to])
 }
 
+fn health() -> clap::Command {
+    let ready = Arg::new("ready")
+        .long("ready")
+        .action(ArgAction::SetTrue)
+        .help("Ask whether it is ready, and not only whether it lives");
+    clap::Command::new("health")
+        .about("Ask the relay on this host whether it lives")
+        .after_help("Exit codes: 0 it does, 1 it does not.")
+        .args([ready, file_flag()])
+        .args(SETTINGS.iter().filter(|setting| setting.key == "admin").map(flag))
+}
+
+fn completions() -> clap::Command {
+    let shell = Arg::new("shell")
+        .value_name("SHELL")
+        .required(true)
+        .value_parser(value_parser!(Shell))
+        .help("The shell that completes");
+    clap::Command::new("completions").about("Print a shell's completion script").arg(shell)
+}
+
 fn file_flag() -> Arg {
     Arg::new("config")
         .long("config")
@@ -151,7 +197,8 @@ fn sources(matches: &ArgMatches, environment: Vec<(OsString, OsString)>) -> Sour
     let values = |setting: &Setting<Config>| {
         let key = setting.key.to_owned();
         matches
-            .get_many::<OsString>(setting.key)
+            .try_get_many::<OsString>(setting.key)
+            .unwrap_or_default()
             .into_iter()
             .flatten()
             .map(move |value| (key.clone(), value.clone()))

@@ -18,7 +18,7 @@
 //! [`drain`] lead to the end, [`failpoint`] leads to a sudden one in tests, and [`relay`] alone knows everybody.
 //!
 //! Beside the relay: [`client`] sends events and keeps them until they are synced; [`send`] is `standpipe send`,
-//! which is made of it.
+//! which is made of it. [`health`] is `standpipe health`, which asks a running relay.
 //!
 //! # Invariants
 //!
@@ -42,6 +42,7 @@ pub mod failpoint;
 pub mod frame;
 #[cfg(fuzzing)]
 pub mod fuzz;
+pub mod health;
 pub mod lifecycle;
 pub mod linger;
 pub mod memory;

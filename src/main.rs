@@ -9,7 +9,7 @@ use standpipe::cli::{self, Command};
 use standpipe::config::Config;
 use standpipe::drain::Drained;
 use standpipe::memory::{Machine, Plan};
-use standpipe::{relay, send};
+use standpipe::{health, relay, send};
 use tracing_subscriber::EnvFilter;
 
 /// Gives memory back to the system as it falls idle, and wastes little of it in fragments.
@@ -25,15 +25,30 @@ static ALLOCATOR_OPTIONS: &[u8; 72] =
 const CANNOT_START: u8 = 1;
 const EVENTS_LEFT: u8 = 3;
 const LINES_LOST: u8 = 1;
+const UNHEALTHY: u8 = 1;
 
 fn main() -> ExitCode {
     let command = cli::parse(std::env::args_os(), std::env::vars_os()).unwrap_or_else(|error| error.exit());
     match command {
         Command::Relay(Ok(config)) => run(*config),
         Command::Check(Ok(config)) => check(&config),
-        Command::PrintConfig => print(&Config::default_toml()),
+        Command::PrintConfig => print(Config::default_toml().as_bytes()),
         Command::Send { stream, to } => send_lines(&stream, &to),
-        Command::Relay(Err(errors)) | Command::Check(Err(errors)) => {
+        Command::Health { config: Ok(config), ready } => ask_health(&config, ready),
+        Command::Completions(shell) => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut cli::command(), "standpipe", &mut script);
+            print(&script)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            let rendered = clap_mangen::Man::new(cli::command()).render(&mut page);
+            rendered.expect("a vector takes all that is written to it");
+            print(&page)
+        }
+        Command::Relay(Err(errors))
+        | Command::Check(Err(errors))
+        | Command::Health { config: Err(errors), .. } => {
             eprintln!("{errors}");
             ExitCode::from(cli::EXIT_CONFIGURATION)
         }
@@ -82,7 +97,7 @@ fn serve(config: Config, plan: Plan) -> anyhow::Result<Drained> {
 fn check(config: &Config) -> ExitCode {
     raise_file_limit();
     match Plan::new(config, Machine::detect()) {
-        Ok(plan) => print(&format!("{}\n\n{plan}\n", summary(config))),
+        Ok(plan) => print(format!("{}\n\n{plan}\n", summary(config)).as_bytes()),
         Err(error) => {
             eprintln!("{error}");
             ExitCode::from(cli::EXIT_CONFIGURATION)
@@ -129,9 +144,20 @@ fn send_lines(stream: &str, to: &str) -> ExitCode {
     }
 }
 
+/// `standpipe health`: silent where all is well.
+fn ask_health(config: &Config, ready: bool) -> ExitCode {
+    match health::ask(config.admin, ready) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("{sentence}");
+            ExitCode::from(UNHEALTHY)
+        }
+    }
+}
+
 /// Prints, and does not mind a reader that went away.
-fn print(text: &str) -> ExitCode {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+fn print(text: &[u8]) -> ExitCode {
+    let _ = std::io::stdout().write_all(text);
     ExitCode::SUCCESS
 }
 

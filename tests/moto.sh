@@ -8,17 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source tests/lib/find_relay.sh
-
-venv=$target/moto/venv
-log=$target/moto/install.log
-
-install() {
-    rm -rf "$venv"
-    python3 -m venv "$venv" &&
-        "$venv/bin/python" -m pip install --disable-pip-version-check --retries 1 --timeout 20 \
-            --requirement tests/moto/requirements.txt &&
-        cp tests/moto/requirements.txt "$venv/installed.txt"
-}
+source tests/lib/venv.sh
 
 skip() {
     echo "moto: DID NOT RUN: $1" >&2
@@ -26,9 +16,5 @@ skip() {
     exit 77
 }
 
-mkdir -p "$target/moto"
-command -v python3 >/dev/null || skip "there is no python3"
-if ! cmp --silent tests/moto/requirements.txt "$venv/installed.txt"; then
-    install >"$log" 2>&1 || skip "moto could not be installed: $(tail -n 1 "$log") (all of it: $log)"
-fi
-exec "$venv/bin/python" tests/moto/check.py "$relay"
+make_venv moto || skip "$why_not"
+exec "$python" tests/moto/check.py "$relay"

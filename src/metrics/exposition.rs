@@ -214,7 +214,8 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     let mut driver = gauge("standpipe_io_driver_info", "Which driver reads the sockets.");
     add(&mut driver, &[("driver", live.driver)], 1.0);
     let mut build = gauge("standpipe_build_info", "Which build this is.");
-    add(&mut build, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    let commit = env!("STANDPIPE_COMMIT");
+    add(&mut build, &[("version", env!("CARGO_PKG_VERSION")), ("commit", commit)], 1.0);
     let spool = |figure: &std::sync::atomic::AtomicU64| figure.load(Relaxed) as f64;
     vec![
         memory,
