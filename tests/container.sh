@@ -9,11 +9,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/lib/find_relay.sh
 source tests/lib/apt.sh
+source tests/lib/base.sh
 
 DEADLINE=60
-work=$PWD/$target/container
-[[ $target != /* ]] || work=$target/container
-base=$work/base-bookworm
 scratch=$(mktemp -d)
 containers=()
 
@@ -48,14 +46,6 @@ until_true() {
         ((SECONDS < end)) || fail "waited $DEADLINE s in vain for $what"
         sleep 0.05
     done
-}
-
-make_base() {
-    [[ ! -e $base.done ]] || return 0
-    mkdir -p "$work" && rm -rf "$base"
-    debootstrap --variant=minbase --include=ca-certificates bookworm "$base" >"$work/debootstrap.log" 2>&1 || return 1
-    rm -rf "$base"/var/cache/apt/archives/*.deb "$base"/var/lib/apt/lists/*
-    touch "$base.done"
 }
 
 build_image() {
@@ -159,10 +149,9 @@ runs_on_a_read_only_root() {
 
 [[ $(id -u) == 0 ]] || skip "it needs root to make a base image"
 have_packages buildah buildah || skip "there is no buildah"
-have_packages debootstrap debootstrap || skip "there is no debootstrap"
 have_packages strip binutils || skip "there is no strip"
 command -v python3 >/dev/null || skip "there is no python3"
-make_base || skip "a base could not be made: $(tail -n 1 "$work/debootstrap.log")"
+make_base || skip "$why_not"
 build_image
 check_image || fail "the image is not as it should be"
 python3 -c '
