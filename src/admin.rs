@@ -1,7 +1,7 @@
 //! The admin port: metrics, health, status, and the few things that can be asked of a running relay. It reads
 //! what others count and passes wishes on; it decides nothing.
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use crate::destination::Destination;
 use crate::lifecycle::{Lifecycle, Stage};
 use crate::memory::Plan;
 use crate::metrics::exposition::{self, Live};
+use crate::metrics::process::Usage;
 use crate::shard::Shared;
 
 /// The content type of Prometheus' text format.
@@ -104,11 +105,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
 async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
     match admin.lifecycle.stage() {
         Stage::Ready => (StatusCode::OK, "ready\n".to_owned()),
-        other => {
-            let mut text = serde_json::to_string(&other).unwrap_or_default();
-            let _ = writeln!(text);
-            (StatusCode::SERVICE_UNAVAILABLE, text.replace('"', ""))
-        }
+        other => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", other.label())),
     }
 }
 
@@ -196,12 +193,25 @@ impl Admin {
         view.await.unwrap_or_default()
     }
 
+    /// State and calls in flight by label: of several lanes with one label the worst state, and all calls.
+    fn lanes(&self, views: &[LaneView]) -> BTreeMap<String, (u8, usize)> {
+        let mut lanes = BTreeMap::new();
+        for view in views {
+            let counters = self.shared.metrics.lane(&view.delivery_stream);
+            let (state, in_flight) = lanes.entry(counters.name().to_owned()).or_insert((0, 0));
+            *state = (view.state as u8).max(*state);
+            *in_flight += view.in_flight;
+        }
+        lanes
+    }
+
     async fn live(&self) -> Live {
         let view = self.view().await;
         let now = Instant::now();
         let shards = &self.shared.metrics.shards;
         let busy = shards.iter().map(|shard| shard.busy_nanoseconds.get()).collect();
-        let epoch = self.shared.metrics.epoch;
+        let mut ages = view.ages;
+        self.shared.registry.note_ages(&mut ages, now);
         Live {
             memory: [
                 ("events", self.shared.memory.used()),
@@ -209,17 +219,14 @@ impl Admin {
                 ("resident", resident_bytes()),
             ],
             memory_limit: self.plan.total,
+            memory_events_limit: self.plan.events,
             driver: self.driver,
-            lanes: view
-                .lanes
-                .iter()
-                .map(|lane| (lane.delivery_stream.to_string(), lane.state as u8))
-                .collect(),
-            oldest: view.oldest,
+            lanes: self.lanes(&view.lanes),
+            ages,
             credentials_expiry: self.destination.credentials_expiry(),
             busy_ratios: self.busy.lock().unwrap_or_else(PoisonError::into_inner).look(now, busy),
-            now_nanoseconds: u64::try_from(now.saturating_duration_since(epoch).as_nanos())
-                .unwrap_or(u64::MAX),
+            stage: self.lifecycle.stage(),
+            process: Usage::now(),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::destination::{Call, Destination, Encoding, Outcome};
 use crate::failpoint::{self, Point};
 use crate::memory::Memory;
-use crate::metrics::{Cause, Drop, LaneCounters, Metrics, Place};
+use crate::metrics::{Ages, Cause, Drop, LaneCounters, Metrics, Place};
 use crate::queue::{Handoff, Returns};
 use crate::spool::keeper::Keeper;
 use crate::stream::{Registry, Stream};
@@ -85,8 +85,8 @@ pub enum Command {
 pub struct View {
     /// Every lane.
     pub lanes: Vec<LaneView>,
-    /// Stream label and age of its oldest sealed event.
-    pub oldest: Vec<(String, Duration)>,
+    /// How old the oldest sealed event of each stream label is.
+    pub ages: Ages,
 }
 
 /// One lane from outside.
@@ -657,14 +657,15 @@ impl Delivery {
             in_flight: entry.policy.in_flight(),
             last_error: entry.last_error.clone(),
         };
-        let mut oldest: HashMap<String, Duration> = HashMap::new();
+        let mut ages = Ages::default();
         for queue in self.streams.values() {
             if let Some(at) = queue.oldest() {
-                let age = now.saturating_duration_since(at);
-                let label = queue.stream.label.name().to_owned();
-                oldest.entry(label).and_modify(|known| *known = age.max(*known)).or_insert(age);
+                ages.note(queue.stream.label.name(), now.saturating_duration_since(at));
             }
         }
-        View { lanes: self.lanes.iter().flatten().map(lane).collect(), oldest: oldest.into_iter().collect() }
+        if let Some(spill) = &self.spill {
+            spill.note_ages(&mut ages, &self.parts.metrics.spool, now);
+        }
+        View { lanes: self.lanes.iter().flatten().map(lane).collect(), ages }
     }
 }

@@ -18,6 +18,21 @@ pub enum Stage {
     Draining,
 }
 
+impl Stage {
+    /// Every stage, in the order of a process's life.
+    pub const ALL: [Stage; 4] = [Stage::Starting, Stage::Ready, Stage::Maintenance, Stage::Draining];
+
+    /// The value of the metric's `stage` label, and what `/readyz` says.
+    pub fn label(self) -> &'static str {
+        match self {
+            Stage::Starting => "starting",
+            Stage::Ready => "ready",
+            Stage::Maintenance => "maintenance",
+            Stage::Draining => "draining",
+        }
+    }
+}
+
 /// The stage, and the wish for the end.
 #[derive(Debug, Default)]
 pub struct Lifecycle {

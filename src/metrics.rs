@@ -5,18 +5,19 @@
 //! Invariant: once nothing moves, `received + recovered = delivered + dropped + held` for every stream label,
 //! and `held` is the sum of its places, never a difference.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::frame::Reject;
 
 pub mod exposition;
 mod histogram;
+pub mod process;
 
 pub use histogram::Histogram;
 
@@ -176,8 +177,6 @@ pub struct ShardCell {
     pub received: Cell,
     /// Events in open buffers.
     pub open: Cell,
-    /// When the oldest open event was received, in nanoseconds since the epoch of [`Metrics`]; 0 where none is.
-    pub open_since: Cell,
 }
 
 /// The counters of one stream label.
@@ -300,6 +299,25 @@ impl Totals {
     }
 }
 
+/// How old the oldest event is that is held, by stream label.
+#[derive(Clone, Debug, Default)]
+pub struct Ages(HashMap<String, Duration>);
+
+impl Ages {
+    /// Notes an event of this label and age.
+    pub fn note(&mut self, label: &str, age: Duration) {
+        match self.0.get_mut(label) {
+            Some(known) => *known = age.max(*known),
+            None => drop(self.0.insert(label.to_owned(), age)),
+        }
+    }
+
+    /// The greatest age noted of a label; zero where none was.
+    pub fn of(&self, label: &str) -> Duration {
+        self.0.get(label).copied().unwrap_or_default()
+    }
+}
+
 /// What one shard counts beside its streams.
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -344,6 +362,11 @@ impl LaneCounters {
         self.calls[outcome as usize].fetch_add(1, Relaxed);
     }
 
+    /// The value of the metrics' `delivery_stream` label.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Counts records of a call.
     pub fn records(&self, records: u64, outcome: Outcome) {
         self.records[outcome as usize].fetch_add(records, Relaxed);
@@ -359,6 +382,10 @@ pub struct SpoolGauges {
     pub limit: AtomicU64,
     /// Segments with damage, since the start.
     pub damaged_segments: AtomicU64,
+    /// 1 where the last that was written failed.
+    pub failing: AtomicU64,
+    /// When the oldest event that is on disk alone was received, in milliseconds since 1970, by stream.
+    pub oldest: Mutex<HashMap<Arc<str>, u64>>,
 }
 
 /// The counters of one process.

@@ -558,6 +558,11 @@ impl Spool {
         self.damaged_segments
     }
 
+    /// When the oldest event of each stream was received of what nobody holds in memory, in milliseconds since 1970.
+    pub fn oldest(&self) -> HashMap<Arc<str>, u64> {
+        self.index.oldest_of_all()
+    }
+
     /// Whether the last write or fsync failed.
     pub fn is_failing(&self) -> bool {
         self.is_failing

@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::config::{self, Config, DestinationChoice, OnFull, Packing};
 use crate::frame::{self, Reject};
 use crate::linger;
 use crate::memory::Account;
-use crate::metrics::{Label, Metrics};
+use crate::metrics::{Ages, Cell, Label, Metrics};
 
 /// What is shared of one stream.
 #[derive(Debug)]
@@ -33,6 +34,9 @@ pub struct Stream {
     pub account: Arc<Account>,
     /// Set by delivery while every one of its lanes is parked by a permanent refusal.
     pub parked: AtomicBool,
+    /// One a shard, which writes it: when the first event of its open buffer was received, in nanoseconds since
+    /// the epoch of [`Metrics`]; 0 where it has none. A label's cells could not say: many streams may share one.
+    pub open_since: Box<[Cell]>,
 }
 
 /// Every stream that is known, by name.
@@ -102,6 +106,16 @@ impl Registry {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// Notes how old the oldest event in an open buffer of each stream is.
+    pub fn note_ages(&self, ages: &mut Ages, now: Instant) {
+        for stream in self.streams.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            let since = stream.open_since.iter().map(Cell::get).filter(|since| *since > 0).min();
+            if let Some(since) = since.map(|nanos| self.metrics.epoch + Duration::from_nanos(nanos)) {
+                ages.note(stream.label.name(), now.saturating_duration_since(since));
+            }
+        }
+    }
+
     fn create(&self, name: &str) -> Result<Stream, Reject> {
         Ok(self.create_with(name, self.delivery_streams(name)?))
     }
@@ -119,6 +133,7 @@ impl Registry {
             delivery_streams,
             account: Arc::default(),
             parked: AtomicBool::new(false),
+            open_since: self.metrics.shards.iter().map(|_| Cell::default()).collect(),
         }
     }
 
@@ -143,4 +158,34 @@ impl Registry {
 fn phase(name: &str) -> usize {
     let hash = foldhash::fast::FixedState::with_seed(0).hash_one(name);
     usize::try_from(hash % linger::SLOTS as u64).expect("a remainder of 256 fits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_age_under_a_shared_label_is_of_what_is_open_still() {
+        let config = Arc::new(Config::default());
+        let metrics = Metrics::new(Instant::now(), 2, Vec::new(), 1);
+        let registry = Registry::new(config, Arc::clone(&metrics));
+        let stream = |name: &str| registry.resolve(name.as_bytes()).unwrap();
+        let (own, first, second) = (stream("own"), stream("first"), stream("second"));
+        assert_eq!((first.label.name(), second.label.name()), (crate::metrics::OTHER, crate::metrics::OTHER));
+        let at = |seconds: u64| metrics.epoch + Duration::from_secs(seconds);
+        let ages = |now: u64| {
+            let mut ages = Ages::default();
+            registry.note_ages(&mut ages, at(now));
+            [own.label.name(), first.label.name()].map(|label| ages.of(label).as_secs())
+        };
+        first.open_since[0].set(1_000_000_000);
+        second.open_since[1].set(3_000_000_000);
+        assert_eq!(ages(10), [0, 9]);
+        // The first is sealed while the second is open: under one cell for both, the age would go on from 1.
+        first.open_since[0].set(0);
+        assert_eq!(ages(11), [0, 8]);
+        second.open_since[1].set(0);
+        own.open_since[1].set(4_000_000_000);
+        assert_eq!(ages(12), [8, 0]);
+    }
 }

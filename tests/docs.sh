@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compares the documentation with the relay: the configuration, the metrics with their types and labels, and the
-# links between pages.
+# Compares the documentation with the relay: the configuration, the metrics with their types and labels, the links
+# between pages, and what dashboards/ makes of the metrics.
 #
 #   tests/docs.sh [--write] [RELAY]     --write: puts the configuration of this relay into docs/configuration.md
 set -euo pipefail

@@ -8,8 +8,8 @@
 //! let go of. What is on disk comes back oldest first, with at most an eighth of memory and half of a lane's calls.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::piece::Piece;
 use super::queues::Item;
@@ -17,7 +17,7 @@ use super::{Delivery, Parts};
 use crate::batch::{Fate, SPOOL, Settled, Ticket};
 use crate::config::SpoolMode;
 use crate::memory::{Account, Charge};
-use crate::metrics::Place;
+use crate::metrics::{Ages, Place, SpoolGauges};
 use crate::queue::Returns;
 use crate::spool::keeper::{Command, Keeper};
 use crate::spool::{BATCH_MEMORY_BYTES, Event};
@@ -115,6 +115,25 @@ impl Spill {
     /// Whether nothing waits on disk, or is on its way there or back.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.writing_bytes == 0
+    }
+
+    /// Notes how old the oldest event of each stream is that is on disk alone, or on its way there.
+    pub(super) fn note_ages(&self, ages: &mut Ages, gauges: &SpoolGauges, now: Instant) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let oldest = gauges.oldest.lock().unwrap_or_else(PoisonError::into_inner);
+        for waiting in self.waiting.values().filter(|waiting| waiting.batches > 0) {
+            if let Some(millis) = oldest.get(&waiting.stream.name) {
+                let age = since.saturating_sub(Duration::from_millis(*millis));
+                ages.note(waiting.stream.label.name(), age);
+            }
+        }
+        if self.writing_bytes > 0 {
+            for spilled in self.batches.values() {
+                if let Some(at) = spilled.items.iter().map(Item::oldest).min() {
+                    ages.note(spilled.stream.label.name(), now.saturating_duration_since(at));
+                }
+            }
+        }
     }
 
     fn is_resting(&self) -> bool {

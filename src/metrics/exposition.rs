@@ -1,35 +1,42 @@
 //! What a scrape shows: every family with its name in full, its type and its help, once. It reads the cells and
 //! a [`Live`] view of what is not counted but looked at; it changes nothing.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram as HistogramProto, LabelPair, Metric, MetricFamily, MetricType,
 };
 use prometheus::{Encoder, TextEncoder};
 
-use super::{Cause, Drop, Histogram, Metrics, Outcome, Reject};
+use super::process::Usage;
+use super::{Ages, Cause, Drop, Histogram, Metrics, Outcome, Reject};
+use crate::lifecycle::Stage;
 
 /// What is looked at when a scrape comes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Live {
     /// Bytes held by events, by half-received frames, and resident in all.
     pub memory: [(&'static str, u64); 3],
     /// The limit of the plan, in bytes.
     pub memory_limit: u64,
+    /// The part of it that events may hold, in bytes.
+    pub memory_events_limit: u64,
     /// `uring` or `epoll`.
     pub driver: &'static str,
-    /// State of each lane, by delivery stream: 0 active, 1 backing off, 2 parked.
-    pub lanes: Vec<(String, u8)>,
-    /// How old the oldest event is that was sealed and not settled, by stream label.
-    pub oldest: Vec<(String, Duration)>,
+    /// State of the lanes (0 active, 1 backing off, 2 parked) and their calls in flight, by label.
+    pub lanes: BTreeMap<String, (u8, usize)>,
+    /// How old the oldest event is that is held, by stream label.
+    pub ages: Ages,
     /// When the credentials expire, where they do.
     pub credentials_expiry: Option<SystemTime>,
     /// Share of each shard's time spent working, since the last look.
     pub busy_ratios: Vec<f64>,
-    /// Monotonic nanoseconds since the epoch of the metrics.
-    pub now_nanoseconds: u64,
+    /// The part of its life that the process is in.
+    pub stage: Stage,
+    /// What the system says of the process.
+    pub process: Usage,
 }
 
 /// The values of the label `place` of `events_held`, in the order in which an event passes.
@@ -51,6 +58,7 @@ fn families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     all.extend(shard_families(metrics, live));
     all.extend(lane_families(metrics, live));
     all.extend(process_families(metrics, live));
+    all.extend(usage_families(&live.process));
     all
 }
 
@@ -94,11 +102,7 @@ fn stream_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
             let count = label.duplicates[cause as usize].load(Relaxed);
             add(&mut duplicates, &[stream, ("cause", cause.label())], count as f64);
         }
-        let open = label.shards.iter().map(|cell| cell.open_since.get()).filter(|since| *since > 0).min();
-        let open_age = open.map_or(0.0, |since| live.now_nanoseconds.saturating_sub(since) as f64 / 1e9);
-        let sealed_age = live.oldest.iter().find(|(name, _)| *name == totals.stream);
-        let sealed_age = sealed_age.map_or(0.0, |(_, age)| age.as_secs_f64());
-        add(&mut oldest, &[stream], open_age.max(sealed_age));
+        add(&mut oldest, &[stream], live.ages.of(&totals.stream).as_secs_f64());
     }
     vec![received, delivered, dropped, recovered, held, payload, billed, duplicates, oldest]
 }
@@ -190,10 +194,12 @@ fn lane_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     }
     let mut state =
         gauge("standpipe_lane_state", "State of a lane: 0 active, 1 backing off, 2 parked by a refusal.");
-    for (name, value) in &live.lanes {
+    let mut in_flight = gauge("standpipe_calls_in_flight", "Calls that have no answer yet.");
+    for (name, (value, calls)) in &live.lanes {
         add(&mut state, &[("delivery_stream", name)], f64::from(*value));
+        add(&mut in_flight, &[("delivery_stream", name)], *calls as f64);
     }
-    vec![calls, records, state]
+    vec![calls, records, state, in_flight]
 }
 
 fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
@@ -211,6 +217,11 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     if let Some(at) = live.credentials_expiry.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
         expiry = one(expiry, at.as_secs_f64());
     }
+    let mut stage =
+        gauge("standpipe_stage", "1 for the part of its life that the process is in, 0 for others.");
+    for other in Stage::ALL {
+        add(&mut stage, &[("stage", other.label())], f64::from(u8::from(other == live.stage)));
+    }
     let mut driver = gauge("standpipe_io_driver_info", "Which driver reads the sockets.");
     add(&mut driver, &[("driver", live.driver)], 1.0);
     let mut build = gauge("standpipe_build_info", "Which build this is.");
@@ -220,10 +231,24 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     vec![
         memory,
         one(gauge("standpipe_memory_limit_bytes", "The memory limit of the plan."), live.memory_limit as f64),
+        one(
+            gauge(
+                "standpipe_memory_events_limit_bytes",
+                "The part of the memory limit that events may hold.",
+            ),
+            live.memory_events_limit as f64,
+        ),
         one(gauge("standpipe_spool_bytes", "Bytes of the spool's files."), spool(&metrics.spool.bytes)),
         one(
             gauge("standpipe_spool_limit_bytes", "The limit of the spool; 0 where there is none."),
             spool(&metrics.spool.limit),
+        ),
+        one(
+            gauge(
+                "standpipe_spool_failing",
+                "1 while the spool's disk refuses what is written, and events stay in memory.",
+            ),
+            spool(&metrics.spool.failing),
         ),
         one(
             counter(
@@ -248,9 +273,31 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
             &metrics.fsync_duration,
         ),
         expiry,
+        stage,
         driver,
         build,
     ]
+}
+
+/// What every client library of Prometheus says of its process, under the names that they share.
+fn usage_families(usage: &Usage) -> Vec<MetricFamily> {
+    let whole = |value: Option<u64>| value.map(|value| value as f64);
+    let families = [
+        (
+            counter("process_cpu_seconds_total", "Processor time of all threads, user and system."),
+            usage.cpu_seconds,
+        ),
+        (
+            gauge("process_start_time_seconds", "When the process started, in seconds since 1970."),
+            usage.start_time_seconds,
+        ),
+        (gauge("process_resident_memory_bytes", "Memory resident in all."), whole(usage.resident_bytes)),
+        (gauge("process_virtual_memory_bytes", "The address space in all."), whole(usage.virtual_bytes)),
+        (gauge("process_open_fds", "Files and sockets that are open."), whole(usage.open_fds)),
+        (gauge("process_max_fds", "The most files and sockets that may be open."), whole(usage.max_fds)),
+        (gauge("process_threads", "Threads of the process."), whole(usage.threads)),
+    ];
+    families.into_iter().filter_map(|(family, value)| Some(one(family, value?))).collect()
 }
 
 fn family(name: &str, help: &str, kind: MetricType) -> MetricFamily {

@@ -342,10 +342,7 @@ impl Intake {
         let since = self.now.saturating_duration_since(self.shared.metrics.epoch).as_nanos();
         let local = self.streams.get_mut(index).expect("a known name has a stream");
         local.used_at = self.now;
-        let cell = &local.cell;
-        if cell.open_since.get() == 0 {
-            cell.open_since.set(u64::try_from(since).unwrap_or(u64::MAX).max(1));
-        }
+        local.stream.open_since[self.shard].set(u64::try_from(since).unwrap_or(u64::MAX).max(1));
         self.wheel.add(local.stream.phase, index);
         local.batch = self.window.open(index);
         local.batch
@@ -384,11 +381,8 @@ impl Intake {
         let Some(batch) = local.buffer.seal(id, self.now) else { return };
         let events = batch.ticket.events;
         local.stream.label.enter(events, Place::Queued);
-        let cell = &local.cell;
-        cell.open.sub(events);
-        if cell.open.get() == 0 {
-            cell.open_since.set(0);
-        }
+        local.cell.open.sub(events);
+        local.stream.open_since[self.shard].set(0);
         failpoint::pass(Point::Seal);
         self.shared.handoff.push(batch);
     }

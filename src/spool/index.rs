@@ -102,6 +102,14 @@ impl Index {
         self.waiting.get(stream)?.first().map(|(_, id)| *id)
     }
 
+    /// When the oldest event of what nobody holds was received, by stream.
+    pub(super) fn oldest_of_all(&self) -> HashMap<Arc<str>, u64> {
+        let first = |(stream, waiting): (&Arc<str>, &BTreeSet<(u64, u64)>)| {
+            Some((Arc::clone(stream), waiting.first()?.0))
+        };
+        self.waiting.iter().filter_map(first).collect()
+    }
+
     /// Takes the oldest batch of a stream: it no longer waits.
     pub(super) fn take_oldest(&mut self, stream: &str) -> Option<u64> {
         let id = self.oldest(stream)?;

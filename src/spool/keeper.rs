@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -26,6 +26,8 @@ const ADOPT_EVERY: Duration = Duration::from_secs(3);
 const OPS_MAX: usize = 64;
 /// Commands taken before operations are started again.
 const COMMANDS_AT_ONCE: usize = 256;
+/// How often the age of what waits on disk is told, which takes a look at every stream.
+const AGES_EVERY: Duration = Duration::from_millis(500);
 /// A failure that stays is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -135,6 +137,7 @@ struct Work {
     epoch: (Instant, u64),
     adopt_at: Instant,
     warned_at: Option<Instant>,
+    aged_at: Option<Instant>,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -159,6 +162,7 @@ impl Work {
             epoch: (Instant::now(), as_millis(since)),
             adopt_at: Instant::now(),
             warned_at: None,
+            aged_at: None,
             stopping: None,
         }
     }
@@ -253,6 +257,11 @@ impl Work {
         }
         self.gauges.bytes.store(self.spool.bytes(), Relaxed);
         self.gauges.damaged_segments.store(self.spool.damaged_segments(), Relaxed);
+        self.gauges.failing.store(u64::from(self.spool.is_failing()), Relaxed);
+        if self.aged_at.is_none_or(|at| at.elapsed() >= AGES_EVERY) {
+            self.aged_at = Some(Instant::now());
+            *self.gauges.oldest.lock().unwrap_or_else(PoisonError::into_inner) = self.spool.oldest();
+        }
     }
 
     fn log(&mut self, notice: &Notice) {

@@ -235,6 +235,23 @@ fn small_spool() -> (Disk, BTreeSet<Vec<u8>>) {
 }
 
 #[test]
+fn the_age_of_what_waits_is_that_of_the_oldest_that_is_not_in_memory() {
+    let mut rig = Rig::new(Disk::default(), LIMITS);
+    for id in [7, 3, 5] {
+        rig.append(id, &lines(id));
+    }
+    rig.run();
+    assert_eq!(rig.spool.oldest().len(), 0, "all is held in memory, too");
+    for id in [7, 3, 5] {
+        rig.spool.release(id, false);
+    }
+    let oldest = |rig: &Rig| rig.spool.oldest().get("clicks").copied();
+    assert_eq!(oldest(&rig), Some(3));
+    assert!(rig.spool.fetch("clicks").is_some());
+    assert_eq!(oldest(&rig), Some(5));
+}
+
+#[test]
 fn what_was_stored_is_found_again_and_what_was_done_is_not() {
     let (disk, expected) = small_spool();
     assert!(disk.files.len() >= 3, "{:?}", disk.files.keys());

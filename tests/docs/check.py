@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'lib'))
+import dashboards  # noqa: E402
 from relay import Relay, clean_environment, wait_until  # noqa: E402 (the line above makes it importable)
 
 CONFIGURATION = pathlib.Path('docs/configuration.md')
@@ -17,17 +18,19 @@ METRICS = pathlib.Path('docs/metrics.md')
 EXPOSITION = pathlib.Path('src/metrics/exposition.rs')
 
 _BLOCK = re.compile(r'(?<=```toml\n# Standpipe\'s configuration).*?(?=^```$)', re.DOTALL | re.MULTILINE)
-_ROW = re.compile(r'^\| `(standpipe_\w+)` \| (\w+) \| ([^|]*)\|', re.MULTILINE)
+_ROW = re.compile(r'^\| `((?:standpipe|process)_\w+)` \| (\w+) \| ([^|]*)\|', re.MULTILINE)
 _LINK = re.compile(r'\]\(([^)#\s]+)?(#[^)\s]+)?\)')
 
 
 def main(mode, binary):
     problems = configuration(binary, mode == '--write') + metrics(binary) + links()
+    documented = {name: kind for name, kind, _ in _ROW.findall(METRICS.read_text())}
+    problems += dashboards.problems(documented, anchors(dashboards.OPERATIONS))
     for problem in problems:
         print(f'docs: {problem}', file=sys.stderr)
     if problems:
         sys.exit(1)
-    print('docs: the configuration, the metrics and the links are right')
+    print('docs: the configuration, the metrics, the links and the dashboards are right')
 
 
 def configuration(binary, write):
@@ -51,7 +54,7 @@ def configuration(binary, write):
 def metrics(binary):
     """The page has every family of the source and no other, and what is served has the types and labels of the page."""
     page = {name: (kind, set(re.findall(r'`(\w+)`', labels))) for name, kind, labels in _ROW.findall(METRICS.read_text())}
-    source = set(re.findall(r'"(standpipe_\w+)"', EXPOSITION.read_text()))
+    source = set(re.findall(r'"((?:standpipe|process)_\w+)"', EXPOSITION.read_text()))
     problems = [f'{METRICS} lacks {name}' for name in sorted(source - set(page))]
     problems += [f'{METRICS} has {name}, which {EXPOSITION} has not' for name in sorted(set(page) - source)]
     for name, served in sorted(exposition(binary).items()):

@@ -7,15 +7,17 @@ under_both_drivers!(
     a_body_that_is_not_understood_is_answered_in_a_sentence,
     the_status_is_json,
     the_metrics_are_what_the_design_names,
+    lanes_beyond_the_labels_share_one,
     a_drain_can_be_asked_for,
 );
 
 fn health_and_readiness_follow_the_stage(io: Io) {
     let relay = Relay::start(io, "--destination null --pre-drain-delay 1h");
     let stage = || (relay.get("/healthz").status, relay.get("/readyz").status);
-    assert_eq!(stage(), (200, 200));
+    let counted = |stage| relay.metrics().sum("standpipe_stage", &[("stage", stage)]);
+    assert_eq!((stage(), counted("ready"), counted("maintenance")), ((200, 200), 1, 0));
     assert_eq!(relay.post("/maintenance", "{\"on\": true}").status, 200);
-    assert_eq!(stage(), (200, 503));
+    assert_eq!((stage(), counted("ready"), counted("maintenance")), ((200, 503), 0, 1));
     relay.send(b"clicks 1\n");
     relay.until_settled(1);
     assert_eq!(relay.post("/maintenance", "{\"on\":false}").status, 200);
@@ -106,6 +108,18 @@ fn the_metrics_are_what_the_design_names(io: Io) {
     ] {
         let line = format!("# TYPE standpipe_{name} {kind}\n");
         assert_eq!(text.matches(&line).count(), 1, "{line} in\n{text}");
+    }
+}
+
+fn lanes_beyond_the_labels_share_one(io: Io) {
+    let relay = Relay::start(io, "--destination null --linger 50ms --max-stream-labels 1");
+    relay.send(b"a 1\nb 1\nc 1\n");
+    relay.until_settled(3);
+    let text = relay.get("/metrics").body;
+    for name in ["lane_state", "calls_in_flight"] {
+        let of = |lane| format!("standpipe_{name}{{delivery_stream=\"{lane}\"}} 0\n");
+        assert_eq!(text.matches(&format!("standpipe_{name}{{")).count(), 2, "{text}");
+        assert!(text.contains(&of("_other")), "{text}");
     }
 }
 

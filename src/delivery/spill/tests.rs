@@ -173,3 +173,17 @@ async fn what_is_read_back_leaves_its_stream_room_for_what_arrives() {
     assert!(next > FOUND, "some are read back");
     assert!(rig.memory.has_room(&rig.stream.account, share / 3), "{} of 8 are here", next - FOUND);
 }
+
+#[tokio::test]
+async fn the_age_of_what_is_held_includes_what_is_on_disk() {
+    let mut rig = Rig::new(Encoding::Lines);
+    let age = |rig: &Rig| rig.delivery.view(Instant::now()).ages.of("clicks");
+    assert_eq!(age(&rig), Duration::ZERO);
+    rig.recovered(2, 2, 4);
+    let spool = Arc::clone(&rig.delivery.parts.metrics.spool);
+    let of_1970 = Duration::from_secs(40 * 365 * 86_400);
+    spool.oldest.lock().unwrap().insert("clicks".into(), 1);
+    assert!(age(&rig) > of_1970, "it is on disk alone: {:?}", age(&rig));
+    spool.oldest.lock().unwrap().clear();
+    assert_eq!(age(&rig), Duration::ZERO);
+}
