@@ -92,11 +92,16 @@ pub enum Key {
     FloorScanNs,
     /// Floor: base64 in bulk.
     FloorBase64Ns,
-    /// Floor: SHA-256 of the encoded bytes.
+    /// Floor: SHA-256 of the encoded bytes, one body at a time.
     FloorSha256Ns,
+    /// Floor: SHA-256 of several full bodies at once, from memory.
+    FloorSha256GroupedNs,
+    /// Floor: SHA-256 of several short bodies at once, which stay in the cache. In no sum.
+    FloorSha256GroupedCachedNs,
     /// Floor: the encoded bytes written to a loopback connection.
     FloorSendNs,
-    /// The sum of the floors that the destination needs, with the cheaper of the two receivers.
+    /// The sum of the floors that the destination needs, with the cheaper of the two receivers and the hash that the
+    /// relay was told to use.
     FloorSumNs,
     /// The relay's CPU time an event over that sum.
     CpuPerFloor,
@@ -105,7 +110,7 @@ pub enum Key {
 use Key::*;
 
 /// All names with their titles, in order.
-const TITLES: [(Key, &str); 40] = [
+const TITLES: [(Key, &str); 42] = [
     (EventsSent, "events sent"),
     (WindowSeconds, "window, s"),
     (EventsPerSecond, "events/s"),
@@ -142,7 +147,9 @@ const TITLES: [(Key, &str); 40] = [
     (FloorReceivePausedNs, "floor: receive with pauses"),
     (FloorScanNs, "floor: memchr + memcpy"),
     (FloorBase64Ns, "floor: base64"),
-    (FloorSha256Ns, "floor: SHA-256"),
+    (FloorSha256Ns, "floor: SHA-256, one at a time"),
+    (FloorSha256GroupedNs, "floor: SHA-256, several at once"),
+    (FloorSha256GroupedCachedNs, "  the same from the cache"),
     (FloorSendNs, "floor: send"),
     (FloorSumNs, "sum of floors"),
     (CpuPerFloor, "relay / sum of floors"),
@@ -293,13 +300,16 @@ fn of_sink(report: &Report, figures: &mut Figures) {
 }
 
 fn of_floors(floors: &Floors, sum: f64, figures: &mut Figures) {
+    let stages = &floors.stages;
     figures.extend([
         (FloorReceiveNs, floors.receive),
         (FloorReceivePausedNs, floors.receive_paused),
-        (FloorScanNs, floors.scan),
-        (FloorBase64Ns, floors.base64),
-        (FloorSha256Ns, floors.sha256),
-        (FloorSendNs, floors.send),
+        (FloorScanNs, stages.scan),
+        (FloorBase64Ns, stages.base64),
+        (FloorSha256Ns, stages.sha256),
+        (FloorSha256GroupedNs, stages.sha256_grouped),
+        (FloorSha256GroupedCachedNs, stages.sha256_grouped_cached),
+        (FloorSendNs, stages.send),
         (FloorSumNs, sum),
     ]);
     if let Some(cpu) = figures.get(&CpuNsPerEvent).copied().filter(|_| sum > 0.0) {

@@ -50,7 +50,7 @@ pub fn page(summary: &Summary) -> String {
         ratios(summary),
         plots.map(|plot| plot.svg()).concat(),
         figures(&run),
-        spreads(&run),
+        spreads(&run) + &floors(&run),
         commands(summary),
         machine(summary),
     )
@@ -103,6 +103,15 @@ fn spreads(run: &[&StepSummary]) -> String {
             spread.max,
             spread.runs
         ))
+    };
+    run.iter().filter_map(line).collect()
+}
+
+/// Which floors the sums hold.
+fn floors(run: &[&StepSummary]) -> String {
+    let line = |step: &&StepSummary| {
+        let floors = escape(step.floors.as_ref()?);
+        Some(format!("<p class=\"soft\">{}: floors {floors}</p>\n", escape(&step.name)))
     };
     run.iter().filter_map(line).collect()
 }

@@ -49,6 +49,9 @@ pub struct StepSummary {
     pub failed_checks: Vec<String>,
     /// The figures.
     pub figures: Figures,
+    /// The sum of the floors written out, where they were measured: which of them it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floors: Option<String>,
     /// CPU time an event over all repetitions, where there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread: Option<Spread>,
@@ -94,6 +97,11 @@ impl Summary {
                     "{}: CPU ns/event min {:.1}, median {:.1}, max {:.1} of {} runs\n",
                     step.name, spread.min, spread.median, spread.max, spread.runs
                 );
+            }
+        }
+        for step in &self.steps {
+            if let Some(floors) = &step.floors {
+                text += &format!("{}: floors {floors}\n", step.name);
             }
         }
         for ratio in &self.ratios {
