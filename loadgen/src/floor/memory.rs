@@ -220,12 +220,14 @@ mod tests {
 
     #[test]
     fn bodies_hashed_at_once_have_the_digests_of_each() {
-        let bodies: Vec<Vec<u8>> = (0..BODIES as u8).map(|fill| vec![fill; 1_000 + usize::from(fill)]).collect();
+        let bodies: Vec<Vec<u8>> =
+            (0..BODIES as u8).map(|fill| vec![fill; 1_000 + usize::from(fill)]).collect();
         let bodies: Vec<&[u8]> = bodies.iter().map(Vec::as_slice).collect();
         for at_once in AT_ONCE {
             let mut digests = vec![[0; 32]; at_once];
             tape_sha256::hash_many(&bodies[..at_once], &mut digests);
-            let expected: Vec<[u8; 32]> = bodies[..at_once].iter().map(|body| Sha256::digest(body).into()).collect();
+            let expected: Vec<[u8; 32]> =
+                bodies[..at_once].iter().map(|body| Sha256::digest(body).into()).collect();
             assert_eq!(digests, expected);
         }
     }
