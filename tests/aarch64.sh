@@ -90,8 +90,8 @@ export CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=0
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
 cargo_for_target() {
-    cargo "$@" --quiet --target "$TARGET" --config 'profile.dev.package."*".opt-level=0' \
-        --config 'profile.dev.build-override.opt-level=0'
+    cargo "$1" --quiet --target "$TARGET" --config 'profile.dev.package."*".opt-level=0' \
+        --config 'profile.dev.build-override.opt-level=0' "${@:2}"
 }
 
 if [[ ${1-} == --check ]]; then

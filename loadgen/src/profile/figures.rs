@@ -43,6 +43,8 @@ pub enum Key {
     RelayCpus,
     /// The same for sender and sink: near 1 they are what limits the run.
     LoadCpus,
+    /// The same for everything else on the machine: far above 0 the run was not alone, and tells little.
+    OtherCpus,
     /// Resident memory when the relay was ready.
     ResidentStartBytes,
     /// Resident memory at the end of the window.
@@ -110,7 +112,7 @@ pub enum Key {
 use Key::*;
 
 /// All names with their titles, in order.
-const TITLES: [(Key, &str); 42] = [
+const TITLES: [(Key, &str); 43] = [
     (EventsSent, "events sent"),
     (WindowSeconds, "window, s"),
     (EventsPerSecond, "events/s"),
@@ -123,6 +125,7 @@ const TITLES: [(Key, &str); 42] = [
     (CpuSystemNsPerEvent, "  system"),
     (RelayCpus, "relay CPUs used"),
     (LoadCpus, "sender and sink CPUs used"),
+    (OtherCpus, "CPUs used by others"),
     (ResidentStartBytes, "resident at start, MB"),
     (ResidentEndBytes, "resident at end, MB"),
     (ResidentPeakBytes, "resident peak, MB"),
@@ -179,12 +182,32 @@ impl Key {
             | ShardImbalance
             | RelayCpus
             | LoadCpus
+            | OtherCpus
             | CpuPerFloor => format!("{value:.3}"),
+            _ if self.is_milliseconds() && value >= 1_000.0 => grouped(value.round() as u64),
             LatencyP50Ms | LatencyP90Ms | LatencyP99Ms | LatencyP999Ms | LatencyMaxMs
             | BehindScheduleMsMax | WindowSeconds => format!("{value:.1}"),
             _ if self.is_small_time() && value < 100.0 => format!("{value:.1}"),
             _ => grouped(value.max(0.0).round() as u64),
         }
+    }
+
+    /// The heading of the figures that it begins, in tables that have room for one.
+    pub fn begins(self) -> Option<&'static str> {
+        Some(match self {
+            EventsSent => "Rate",
+            CpuNsPerEvent => "CPU",
+            ResidentStartBytes => "Memory",
+            Calls => "Calls",
+            LatencyP50Ms => "Latency",
+            Lost => "Events that went wrong",
+            FloorReceiveNs => "Floors, CPU ns/event",
+            _ => return None,
+        })
+    }
+
+    fn is_milliseconds(self) -> bool {
+        (LatencyP50Ms..=BehindScheduleMsMax).contains(&self)
     }
 
     fn is_small_time(self) -> bool {
@@ -237,6 +260,7 @@ fn of_window(window: &Window, samples: &[Sample], figures: &mut Figures) {
         (CpuSystemNsPerEvent, each(window.cpu_system_seconds)),
         (RelayCpus, cpu / seconds),
         (LoadCpus, window.load_cpu_seconds / seconds),
+        (OtherCpus, window.other_cpu_seconds / seconds),
         (ResidentEndBytes, window.resident_end_bytes as f64),
     ]);
     figures.extend(window.imbalance().map(|imbalance| (ShardImbalance, imbalance)));
@@ -342,6 +366,10 @@ mod tests {
         assert_eq!(EventsPerSecond.show(1_234_567.4), "1,234,567");
         assert_eq!((CpuNsPerEvent.show(33.26), CpuNsPerEvent.show(333.26)), ("33.3".into(), "333".into()));
         assert_eq!(BilledPerPayload.show(1.0), "1.000");
+        assert_eq!(
+            (LatencyMaxMs.show(17_301.5), LatencyP50Ms.show(264.23)),
+            ("17,302".into(), "264.2".into())
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ struct Outcome {
     samples: Vec<Sample>,
     latency_curve: Vec<(f64, f64)>,
     failed_checks: Vec<String>,
-    floors: Option<String>,
+    floors: Vec<(String, f64)>,
     left_out: Option<String>,
 }
 
@@ -130,9 +130,10 @@ fn idle_outcome(step: &Planned) -> anyhow::Result<Outcome> {
 
 fn of_report(report: &Report, floors: Option<&Floors>) -> Outcome {
     let failed = report.checks.iter().filter(|check| !check.ok);
+    let needed = floors.map(|floors| floors.needed(report.destination)).unwrap_or_default();
     Outcome {
         figures: figures::of(report, floors),
-        floors: floors.map(|floors| floors.in_words(report.destination)),
+        floors: needed.into_iter().map(|(name, cost)| (name.to_owned(), cost)).collect(),
         samples: report.samples.clone(),
         latency_curve: report.latency_curve.clone(),
         failed_checks: failed.map(|check| format!("{}: {}", check.name, check.detail)).collect(),

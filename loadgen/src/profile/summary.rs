@@ -49,9 +49,9 @@ pub struct StepSummary {
     pub failed_checks: Vec<String>,
     /// The figures.
     pub figures: Figures,
-    /// The sum of the floors written out, where they were measured: which of them it holds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub floors: Option<String>,
+    /// The floors that the sum of floors holds, where they were measured: names, and nanoseconds of CPU an event.
+    #[serde(default)]
+    pub floors: Vec<(String, f64)>,
     /// CPU time an event over all repetitions, where there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread: Option<Spread>,
@@ -100,8 +100,8 @@ impl Summary {
             }
         }
         for step in &self.steps {
-            if let Some(floors) = &step.floors {
-                text += &format!("{}: floors {floors}\n", step.name);
+            if !step.floors.is_empty() {
+                text += &format!("{}: floors {}\n", step.name, step.floors_in_words());
             }
         }
         for ratio in &self.ratios {
@@ -122,8 +122,8 @@ impl Summary {
         table.load_style(UTF8_BORDERS_ONLY);
         let run: Vec<&StepSummary> = self.steps.iter().filter(|step| step.left_out.is_none()).collect();
         table.set_header(std::iter::once("").chain(run.iter().map(|step| step.name.as_str())));
-        for (title, cells) in rows(&run) {
-            table.add_row(std::iter::once(title.to_owned()).chain(cells));
+        for (key, cells) in rows(&run) {
+            table.add_row(std::iter::once(key.title().to_owned()).chain(cells));
         }
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -132,13 +132,22 @@ impl Summary {
     }
 }
 
-/// The title and the values of each figure that any of these steps has.
-pub fn rows(steps: &[&StepSummary]) -> Vec<(&'static str, Vec<String>)> {
+impl StepSummary {
+    /// The floors' sum, written out.
+    pub fn floors_in_words(&self) -> String {
+        let parts: Vec<String> = self.floors.iter().map(|(name, cost)| format!("{cost:.1} {name}")).collect();
+        let sum: f64 = self.floors.iter().map(|(_, cost)| cost).sum();
+        format!("{} = {sum:.1} ns/event", parts.join(" + "))
+    }
+}
+
+/// The name and the values of each figure that any of these steps has.
+pub fn rows(steps: &[&StepSummary]) -> Vec<(Key, Vec<String>)> {
     let keys = Key::all().filter(|key| steps.iter().any(|step| step.figures.contains_key(key)));
     let cell = |step: &StepSummary, key: Key| {
         step.figures.get(&key).map_or("-".to_owned(), |value| key.show(*value))
     };
-    keys.map(|key| (key.title(), steps.iter().map(|step| cell(step, key)).collect())).collect()
+    keys.map(|key| (key, steps.iter().map(|step| cell(step, key)).collect())).collect()
 }
 
 /// A ratio for the tables of people; `-` where it means nothing.
@@ -163,6 +172,7 @@ pub(super) mod tests {
             command: "--rate 5 -- --shards 1".to_owned(),
             failed_checks: vec!["nothing lost: 1 of 2".to_owned()],
             figures: Figures::from([(Key::CpuNsPerEvent, 250.0), (Key::EventsPerSecond, 1_000.0)]),
+            floors: vec![("receive".to_owned(), 40.0), ("send".to_owned(), 80.5)],
             spread: Some(Spread { min: 240.0, median: 250.0, max: 260.0, runs: 3 }),
             samples: (0..30).map(|tenth| sample(f64::from(tenth) / 10.0)).collect(),
             latency_curve: vec![(0.0, 1.0), (0.5, 2.0), (0.9, 4.0), (0.999, 30.0)],
@@ -195,6 +205,7 @@ pub(super) mod tests {
             "relay CPU ns/event",
             "min 240.0, median 250.0, max 260.0 of 3 runs",
             "one <step> / two = 1.500",
+            "floors 40.0 receive + 80.5 send = 120.5 ns/event",
             "NOT RUN: two: no cgroups here",
             "FAIL one <step>: nothing lost",
         ] {
