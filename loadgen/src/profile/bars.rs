@@ -4,6 +4,7 @@
 use super::figures::Key;
 use super::plot::{COLOURS, escape};
 use super::summary::StepSummary;
+use crate::report::grouped;
 
 /// One bar: its name and what it is made of, in nanoseconds.
 struct Bar<'a> {
@@ -37,7 +38,8 @@ impl<'a> Bar<'a> {
             format!("<i class=\"s{colour}\" style=\"width:{width:.1}%\" title=\"{title}\"></i>")
         };
         let parts: String = self.parts.iter().enumerate().map(part).collect();
-        format!("<span>{}</span><span>{parts}&nbsp;{:.0}</span>\n", escape(&self.name), self.sum())
+        let sum = grouped(self.sum().round() as u64);
+        format!("<span>{}</span><span>{parts}&nbsp;{sum}</span>\n", escape(&self.name))
     }
 
     fn legend(&self, what: &str) -> String {

@@ -22,7 +22,7 @@ p.reason, .soft { color: var(--soft); margin-top: 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid var(--faint); white-space: pre; }
-th:first-child, td:first-child { text-align: left; }
+th { white-space: normal; max-width: 9rem; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.5rem 0; } figcaption { font-weight: 600; }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
 svg .grid { stroke: var(--faint); stroke-width: 1; } svg .end { text-anchor: end; }
@@ -30,7 +30,7 @@ svg .middle { text-anchor: middle; } svg polyline { fill: none; stroke-width: 1.
 .legend { margin: 0; font-size: 13px; } .legend span { margin-right: 1.2rem; }
 .legend i { display: inline-block; width: 1.2rem; height: .2rem; margin-right: .4rem; vertical-align: middle; }
 tr.group td { font-weight: 600; padding-top: 1rem; }
-.bars { display: grid; grid-template-columns: max-content 1fr; gap: .2rem .8rem; align-items: center; }
+.bars { margin: .4rem 0; display: grid; grid-template-columns: max-content 1fr; gap: .2rem .8rem; align-items: center; }
 .bars > :nth-child(2n) { display: flex; } .bars i { height: 1.1rem; }
 code { font-size: 13px; overflow-wrap: anywhere; }
 polyline.s0 { stroke: var(--s0); } i.s0 { background: var(--s0); }
@@ -90,6 +90,9 @@ fn verdict(summary: &Summary) -> String {
         for check in &step.failed_checks {
             lines += &format!("<p class=\"bad\">Failed: {name}: {}</p>\n", escape(check));
         }
+    }
+    for company in summary.company() {
+        lines += &format!("<p class=\"bad\">{}</p>\n", escape(&company));
     }
     if summary.ok { lines + "<p>Every check of every run holds.</p>\n" } else { lines }
 }

@@ -12,6 +12,9 @@ use crate::run::samples::Sample;
 /// The version of the JSON; it rises when a field changes its meaning or goes.
 pub const VERSION: u32 = 1;
 
+/// What others may use of the machine before a run counts as disturbed. A quiet system needs a few hundredths.
+const OTHER_CPUS_MAX: f64 = 0.2;
+
 /// Everything about one profile.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Summary {
@@ -108,6 +111,7 @@ impl Summary {
             let (title, name) = (ratio.figure.title().trim(), &ratio.over);
             text += &format!("{title}: {name} / {} = {:.3}\n", ratio.under, ratio.ratio);
         }
+        self.company().iter().for_each(|company| text += &format!("{company}\n"));
         for step in &self.steps {
             if let Some(why) = &step.left_out {
                 text += &format!("NOT RUN: {}: {why}\n", step.name);
@@ -115,6 +119,18 @@ impl Summary {
             step.failed_checks.iter().for_each(|check| text += &format!("FAIL {}: {check}\n", step.name));
         }
         text + if self.ok { "ok: every check of every run holds\n" } else { "FAIL: see above\n" }
+    }
+
+    /// A sentence for each step that did not have the machine for itself.
+    pub fn company(&self) -> Vec<String> {
+        let sentence = |step: &StepSummary| {
+            let others = step.figures.get(&Key::OtherCpus).filter(|others| **others > OTHER_CPUS_MAX)?;
+            Some(format!(
+                "NOT ALONE: {}: others used {others:.1} CPUs meanwhile; rates and latencies tell little",
+                step.name
+            ))
+        };
+        self.steps.iter().filter_map(sentence).collect()
     }
 
     fn figures(&self) -> Table {
@@ -171,7 +187,11 @@ pub(super) mod tests {
             name: "one <step>".to_owned(),
             command: "--rate 5 -- --shards 1".to_owned(),
             failed_checks: vec!["nothing lost: 1 of 2".to_owned()],
-            figures: Figures::from([(Key::CpuNsPerEvent, 250.0), (Key::EventsPerSecond, 1_000.0)]),
+            figures: Figures::from([
+                (Key::CpuNsPerEvent, 250.0),
+                (Key::EventsPerSecond, 1_000.0),
+                (Key::OtherCpus, 0.7),
+            ]),
             floors: vec![("receive".to_owned(), 40.0), ("send".to_owned(), 80.5)],
             spread: Some(Spread { min: 240.0, median: 250.0, max: 260.0, runs: 3 }),
             samples: (0..30).map(|tenth| sample(f64::from(tenth) / 10.0)).collect(),
@@ -206,6 +226,7 @@ pub(super) mod tests {
             "min 240.0, median 250.0, max 260.0 of 3 runs",
             "one <step> / two = 1.500",
             "floors 40.0 receive + 80.5 send = 120.5 ns/event",
+            "NOT ALONE: one <step>: others used 0.7 CPUs",
             "NOT RUN: two: no cgroups here",
             "FAIL one <step>: nothing lost",
         ] {
