@@ -7,12 +7,11 @@
 #   tests/fuzz.sh --seconds 3600        longer
 #   tests/fuzz.sh --seconds 60 frames   one target
 #
-# Built without a sanitizer: what is fuzzed has no unsafe code, and the dependencies need not be built twice as
-# slowly for it. Exit codes: 0 nothing found, 1 something found, 77 could not run here.
+# Built without a sanitizer, since what is fuzzed has no unsafe code, and on top of the dependencies that the tests have
+# built (see tests/lib/fuzz_rustc.sh). Exit codes: 0 nothing found, 1 something found, 77 could not run here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly CARGO_FUZZ_VERSION=0.13.2
 seconds=5
 if [[ ${1-} == --seconds ]]; then
     seconds=$2
@@ -23,37 +22,22 @@ if [[ ${#targets[@]} == 0 ]]; then
     mapfile -t targets < <(basename -s .rs fuzz/fuzz_targets/*.rs)
 fi
 
-skip() {
-    printf '\n#### NOTHING WAS FUZZED: %s\n\n' "$1" >&2
+if ! command -v "${CXX:-c++}" >/dev/null; then
+    printf '\n#### NOTHING WAS FUZZED: the fuzzer needs a C++ compiler; install g++ or clang\n\n' >&2
     exit 77
-}
-
-target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-# cargo-fuzz wants flags that only a nightly compiler takes, unless it is told so.
-export RUSTC_BOOTSTRAP=1
-unset CARGO_TARGET_DIR
-root=$target/ci/cargo-fuzz-$CARGO_FUZZ_VERSION
-if ! cargo fuzz --version 2>/dev/null && [[ ! -x $root/bin/cargo-fuzz ]]; then
-    echo "cargo-fuzz is not installed; building version $CARGO_FUZZ_VERSION, once"
-    CARGO_TARGET_DIR=$root/build cargo install --quiet --locked --debug --root "$root" \
-        --version "$CARGO_FUZZ_VERSION" cargo-fuzz || skip "cargo-fuzz could not be installed"
-    rm -rf "$root/build"
 fi
-PATH=$PATH:$root/bin
-# The relay's own lock file holds for the targets too; what they add to it is fetched only here, so a registry that
-# cannot be reached shows now.
-cp Cargo.lock fuzz/Cargo.lock
-cargo fetch --quiet --manifest-path fuzz/Cargo.toml || skip "its dependencies could not be fetched"
-cargo fuzz build --dev --sanitizer none --target-dir "$target/fuzz"
 
-triple=$(rustc -vV | sed -n 's/^host: //p')
+# All of the workspace, as in its tests, or most of what these have built would be built again with other features.
+RUSTC_WORKSPACE_WRAPPER="$PWD/tests/lib/fuzz_rustc.sh" cargo build --quiet --workspace \
+    --features standpipe-fuzz/libfuzzer "${targets[@]/#/--bin=fuzz_}"
+
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 failed=()
 for name in "${targets[@]}"; do
     mkdir -p "$scratch/$name" "fuzz/artifacts/$name"
     # New inputs go to the first folder, so that the corpus stays as small as it is.
-    if "$target/fuzz/$triple/debug/$name" "$scratch/$name" "fuzz/corpus/$name" -max_total_time="$seconds" \
+    if "${CARGO_TARGET_DIR:-target}/debug/fuzz_$name" "$scratch/$name" "fuzz/corpus/$name" -max_total_time="$seconds" \
         -max_len=8192 -timeout=20 -rss_limit_mb=2048 -artifact_prefix="fuzz/artifacts/$name/" \
         >"$scratch/$name.log" 2>&1; then
         echo "ok    $name: $(grep '^Done' "$scratch/$name.log")"

@@ -67,6 +67,9 @@ fuzz_target!(|input: (u8, Vec<u8>, Vec<u8>)| {
     .collect();
     assert_eq!(whole, feed(pieces.iter().copied(), line_bytes_max, false));
     let blocked = feed(pieces.into_iter(), line_bytes_max, true);
-    assert!(blocked.lines.iter().flatten().eq(whole.lines.iter().flatten()), "waiting loses and changes nothing");
+    assert!(
+        blocked.lines.iter().flatten().eq(whole.lines.iter().flatten()),
+        "waiting loses and changes nothing"
+    );
     whole.lines.iter().flatten().for_each(|line| check(line, line_bytes_max));
 });

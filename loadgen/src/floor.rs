@@ -4,8 +4,13 @@
 //! - [`receive`]: a child process that reads and discards, fed by the same sender with the same settings. It is
 //!   one thread with level-triggered epoll and one read of up to 64 KiB a ready connection; measured once as it is
 //!   and once with a pause of 0.5 ms before each look, which gathers what single lines trickle in. It does not
-//!   use io_uring: a relay that coalesces better than it can be below this floor.
-//! - [`memory`]: stages in memory over the same lines, warm in the cache: the least of three passes.
+//!   use io_uring: a relay that coalesces better than it can be below this floor. Where the relay has several
+//!   shards it has as many such threads.
+//! - [`memory`]: stages in memory over the same lines, warm in the cache: the least of three passes. Hashing
+//!   several bodies at once is measured over full bodies besides, which are more than a cache holds.
+//!
+//! The sum holds the hash that the relay was told to use: one body at a time (`sha2`), or several at once
+//! (`tape-sha256`, which the relay does not use). Both figures are given in either case.
 //!
 //! A sum of floors leaves out everything that has no bare form: looking streams up, books, the SDK, metrics.
 
@@ -15,6 +20,7 @@ pub mod receive;
 use std::time::Duration;
 
 use crate::run::{Destination, Options};
+use memory::Stages;
 
 /// Floors of one workload, in nanoseconds of CPU an event.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,47 +29,83 @@ pub struct Floors {
     pub receive: f64,
     /// The bare receiver with a pause before each look.
     pub receive_paused: f64,
-    /// Finding the line feeds and copying the payloads.
-    pub scan: f64,
-    /// Encoding as base64 in bulk.
-    pub base64: f64,
-    /// SHA-256 over the encoded bytes.
-    pub sha256: f64,
-    /// Writing the encoded bytes to a connection that discards them.
-    pub send: f64,
+    /// What is done in memory.
+    pub stages: Stages,
+    /// Which hash the sum holds.
+    pub hash: Hash,
+}
+
+/// How the relay was told to hash the bodies of its calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hash {
+    /// Several at once (`--body-hash grouped`, the relay's default).
+    Grouped,
+    /// Each by itself (`--body-hash standard`).
+    Standard,
+}
+
+impl Hash {
+    /// As the relay's arguments say.
+    fn of(relay_arguments: &[String]) -> Self {
+        match argument(relay_arguments, "--body-hash") {
+            Some("standard") => Self::Standard,
+            _ => Self::Grouped,
+        }
+    }
+}
+
+/// The value of a flag in the relay's arguments: the word behind it, or behind its `=`.
+fn argument<'a>(arguments: &'a [String], flag: &str) -> Option<&'a str> {
+    let at = arguments.iter().position(|word| word.split('=').next() == Some(flag))?;
+    match arguments[at].split_once('=') {
+        Some((_, value)) => Some(value),
+        None => arguments.get(at + 1).map(String::as_str),
+    }
 }
 
 impl Floors {
-    /// What a relay with this destination cannot do without: it receives one way or the other, and copies; only
-    /// for Firehose must it encode, hash and send.
-    pub fn sum(&self, destination: Destination) -> f64 {
-        let received = self.receive.min(self.receive_paused) + self.scan;
-        match destination {
-            Destination::Firehose => received + self.base64 + self.sha256 + self.send,
-            Destination::Directory | Destination::Null => received,
+    /// What a relay with this destination cannot do without, each with its name: it receives one way or the other,
+    /// and copies; only for Firehose must it encode, hash and send.
+    pub fn needed(&self, destination: Destination) -> Vec<(&'static str, f64)> {
+        let stages = &self.stages;
+        let receive = if self.receive <= self.receive_paused {
+            ("receive", self.receive)
+        } else {
+            ("receive with pauses", self.receive_paused)
+        };
+        let mut needed = vec![receive, ("memchr and memcpy", stages.scan)];
+        if destination == Destination::Firehose {
+            let hash = match self.hash {
+                Hash::Standard => ("SHA-256 of one body at a time", stages.sha256),
+                Hash::Grouped => ("SHA-256 of several bodies at once, from memory", stages.sha256_grouped),
+            };
+            needed.extend([("base64", stages.base64), hash, ("send", stages.send)]);
         }
+        needed
+    }
+
+    /// The sum of what a relay with this destination cannot do without.
+    pub fn sum(&self, destination: Destination) -> f64 {
+        self.needed(destination).iter().map(|(_, cost)| cost).sum()
     }
 }
 
 /// The pause of the paused receiver.
 const PAUSE: Duration = Duration::from_micros(500);
 
-/// Measures all floors for this workload.
+/// Measures all floors for this workload; the bare receiver has as many loops as the relay has shards.
 ///
 /// # Errors
 ///
 /// A sentence if a receiver cannot be started or fed.
 pub fn measure(options: &Options) -> anyhow::Result<Floors> {
-    let receive = receive::measure(options, Duration::ZERO)?;
-    let receive_paused = receive::measure(options, PAUSE)?;
-    let stages = memory::measure(&options.load, options.pin_relay, options.pin_load)?;
+    let shards = argument(&options.relay_arguments, "--shards").and_then(|shards| shards.parse().ok());
+    let loops = shards.unwrap_or(1);
     Ok(Floors {
-        receive,
-        receive_paused,
-        scan: stages.scan,
-        base64: stages.base64,
-        sha256: stages.sha256,
-        send: stages.send,
+        receive: receive::measure(options, Duration::ZERO, loops)?,
+        receive_paused: receive::measure(options, PAUSE, loops)?,
+        stages: memory::measure(&options.load, options.pin_relay, options.pin_load)?,
+        hash: Hash::of(&options.relay_arguments),
     })
 }
 
@@ -71,17 +113,35 @@ pub fn measure(options: &Options) -> anyhow::Result<Floors> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_sum_holds_what_the_destination_needs() {
-        let floors = Floors {
-            receive: 9.0,
-            receive_paused: 4.0,
+    fn floors(hash: Hash) -> Floors {
+        let stages = Stages {
             scan: 1.0,
             base64: 10.0,
             sha256: 100.0,
+            sha256_grouped: 50.0,
+            sha256_grouped_cached: 40.0,
             send: 1_000.0,
         };
-        assert_eq!(floors.sum(Destination::Null), 5.0);
-        assert_eq!(floors.sum(Destination::Firehose), 1_115.0);
+        Floors { receive: 9.0, receive_paused: 4.0, stages, hash }
+    }
+
+    #[test]
+    fn a_sum_holds_what_the_destination_and_the_hash_need() {
+        assert_eq!(floors(Hash::Grouped).sum(Destination::Null), 5.0);
+        assert_eq!(floors(Hash::Standard).sum(Destination::Firehose), 1_115.0);
+        assert_eq!(floors(Hash::Grouped).sum(Destination::Firehose), 1_065.0);
+        assert_eq!(
+            floors(Hash::Grouped).needed(Destination::Null),
+            [("receive with pauses", 4.0), ("memchr and memcpy", 1.0)]
+        );
+    }
+
+    #[test]
+    fn arguments_of_the_relay_are_found_either_way() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(argument(&words("--memory 1GiB --shards 2"), "--shards"), Some("2"));
+        assert_eq!(Hash::of(&words("--shards 2 --body-hash=standard")), Hash::Standard);
+        assert_eq!(Hash::of(&words("--body-hash grouped")), Hash::Grouped);
+        assert_eq!(Hash::of(&[]), Hash::Grouped);
     }
 }

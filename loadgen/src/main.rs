@@ -85,6 +85,9 @@ enum Floor {
         /// Pause before each look at the connections.
         #[arg(long, default_value = "0s", value_parser = parse_duration)]
         pause: Duration,
+        /// Threads, each with connections of its own.
+        #[arg(long, default_value_t = 1)]
+        loops: usize,
     },
 }
 
@@ -102,7 +105,7 @@ fn main() -> ExitCode {
         Command::Sink(arguments) => run_sink(*arguments),
         Command::Run(arguments) => run_run(*arguments),
         Command::Chaos(options) => chaos::run(&options),
-        Command::Floor(Floor::Receive { pause }) => floor::receive::serve(pause).map(|()| true),
+        Command::Floor(Floor::Receive { pause, loops }) => floor::receive::serve(pause, loops).map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

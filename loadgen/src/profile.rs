@@ -6,8 +6,9 @@
 //! - [`session`]: runs them, floors and repeats included.
 //! - [`idle`], [`cgroup`]: what is no run of the usual kind.
 //! - [`figures`], [`summary`]: what was measured; the JSON.
-//! - [`compare`], [`html`], [`plot`]: results for people.
+//! - [`compare`], [`html`], [`bars`], [`plot`]: results for people.
 
+pub mod bars;
 pub mod cgroup;
 pub mod compare;
 pub mod figures;

@@ -1,7 +1,7 @@
 //! The bare receiver: as a child ([`serve`]), and measured from outside as the relay is ([`measure`]).
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use anyhow::Context;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::run::Options;
 use crate::run::relay::{Usage, spawn_pinned};
@@ -23,21 +24,48 @@ const CONNECTIONS_EXPECTED: usize = 10_000;
 /// Stands for the listener among the connections.
 const LISTENER: u64 = u64::MAX;
 
-/// Listens, says where on standard output, then reads and discards until it is killed.
+/// The same backlog as a relay's, or connecting 10,000 would be what is measured.
+const BACKLOG: i32 = 4_096;
+
+/// Listens, says where on standard output, then reads and discards until it is killed: in so many loops, each on
+/// a thread of its own with a listener of its own, among which the kernel spreads the connections as among the
+/// shards of a relay.
 ///
 /// # Errors
 ///
 /// A sentence if it cannot listen, or epoll fails.
-pub fn serve(pause: Duration) -> anyhow::Result<()> {
+pub fn serve(pause: Duration, loops: usize) -> anyhow::Result<()> {
     raise_file_limit(CONNECTIONS_EXPECTED)?;
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("the bare receiver cannot listen")?;
-    // The same backlog as a relay's, or connecting 10,000 would be what is measured.
-    rustix::net::listen(&listener, 4_096).context("the backlog could not be set")?;
-    listener.set_nonblocking(true).context("the listener blocks")?;
-    println!("listening on {}", listener.local_addr().context("the listener has no address")?);
+    let mut address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut listeners = Vec::new();
+    for _ in 0..loops {
+        let listener = listen(address).context("the bare receiver cannot listen")?;
+        let bound = rustix::net::getsockname(&listener).context("the listener has no address")?;
+        address = bound.try_into().context("the listener has no IP address")?;
+        listeners.push(listener);
+    }
+    println!("listening on {address}");
     std::io::stdout().flush().context("standard output is closed")?;
+    std::thread::scope(|scope| {
+        let loops: Vec<_> =
+            listeners.iter().map(|listener| scope.spawn(move || receive(listener, pause))).collect();
+        loops.into_iter().try_for_each(|each| each.join().expect("receiving does not panic"))
+    })
+}
+
+fn listen(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseport(&listener, true)?;
+    rustix::net::bind(&listener, &address)?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
+}
+
+/// One loop; it ends only with an error.
+fn receive(listener: &OwnedFd, pause: Duration) -> anyhow::Result<()> {
     let epoll = epoll::create(CreateFlags::CLOEXEC).context("epoll is not available")?;
-    epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)
+    epoll::add(&epoll, listener, EventData::new_u64(LISTENER), EventFlags::IN)
         .context("the listener could not be watched")?;
     let mut connections = Vec::new();
     let (mut ready, mut buffer) = (Vec::with_capacity(READY_MAX), vec![0; READ_BYTES_MAX]);
@@ -52,7 +80,7 @@ pub fn serve(pause: Duration) -> anyhow::Result<()> {
         }
         for event in &ready {
             match event.data.u64() {
-                LISTENER => accept_all(&epoll, &listener, &mut connections)?,
+                LISTENER => accept_all(&epoll, listener, &mut connections)?,
                 index => discard(&mut connections[index as usize], &mut buffer),
             }
         }
@@ -61,12 +89,11 @@ pub fn serve(pause: Duration) -> anyhow::Result<()> {
 
 fn accept_all(
     epoll: &OwnedFd,
-    listener: &TcpListener,
+    listener: &OwnedFd,
     connections: &mut Vec<Option<OwnedFd>>,
 ) -> anyhow::Result<()> {
-    while let Ok((connection, _)) = listener.accept() {
-        connection.set_nonblocking(true).context("a connection blocks")?;
-        let connection = OwnedFd::from(connection);
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    while let Ok(connection) = rustix::net::accept_with(listener, flags) {
         epoll::add(epoll, &connection, EventData::new_u64(connections.len() as u64), EventFlags::IN)
             .context("a connection could not be watched")?;
         connections.push(Some(connection));
@@ -86,17 +113,17 @@ fn discard(slot: &mut Option<OwnedFd>, buffer: &mut [u8]) {
 /// The longest that a floor is measured; a shorter `--duration` is kept.
 const DURATION_MAX: Duration = Duration::from_secs(4);
 
-/// CPU of a bare receiver, in nanoseconds an event, under the load of these options.
+/// CPU of a bare receiver with so many loops, in nanoseconds an event, under the load of these options.
 ///
 /// # Errors
 ///
 /// A sentence if it cannot be started or fed, or nothing was sent.
-pub fn measure(options: &Options, pause: Duration) -> anyhow::Result<f64> {
+pub fn measure(options: &Options, pause: Duration, loops: usize) -> anyhow::Result<f64> {
     let duration = options.load.duration.unwrap_or(DURATION_MAX).min(DURATION_MAX);
     let mut load = options.load.clone();
     (load.duration, load.events) = (Some(duration), None);
     let plan = Plan::new(load)?;
-    let receiver = Receiver::start(pause, options.pin_relay)?;
+    let receiver = Receiver::start(pause, loops, options.pin_relay)?;
     let progress = Progress::default();
     let target = Target::Tcp(receiver.address);
     std::thread::scope(|scope| {
@@ -116,10 +143,11 @@ struct Receiver {
 }
 
 impl Receiver {
-    fn start(pause: Duration, pin: Option<usize>) -> anyhow::Result<Self> {
+    fn start(pause: Duration, loops: usize, pin: Option<usize>) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("this binary does not know where it is")?;
         let mut command = Command::new(program);
         command.args(["floor", "receive", "--pause", &humantime::format_duration(pause).to_string()]);
+        command.args(["--loops", &loops.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = spawn_pinned(&mut command, pin).context("the bare receiver could not be started")?;
         let mut line = String::new();

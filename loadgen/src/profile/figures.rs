@@ -43,6 +43,8 @@ pub enum Key {
     RelayCpus,
     /// The same for sender and sink: near 1 they are what limits the run.
     LoadCpus,
+    /// The same for everything else on the machine: far above 0 the run was not alone, and tells little.
+    OtherCpus,
     /// Resident memory when the relay was ready.
     ResidentStartBytes,
     /// Resident memory at the end of the window.
@@ -92,11 +94,16 @@ pub enum Key {
     FloorScanNs,
     /// Floor: base64 in bulk.
     FloorBase64Ns,
-    /// Floor: SHA-256 of the encoded bytes.
+    /// Floor: SHA-256 of the encoded bytes, one body at a time.
     FloorSha256Ns,
+    /// Floor: SHA-256 of several full bodies at once, from memory.
+    FloorSha256GroupedNs,
+    /// Floor: SHA-256 of several short bodies at once, which stay in the cache. In no sum.
+    FloorSha256GroupedCachedNs,
     /// Floor: the encoded bytes written to a loopback connection.
     FloorSendNs,
-    /// The sum of the floors that the destination needs, with the cheaper of the two receivers.
+    /// The sum of the floors that the destination needs, with the cheaper of the two receivers and the hash that the
+    /// relay was told to use.
     FloorSumNs,
     /// The relay's CPU time an event over that sum.
     CpuPerFloor,
@@ -105,7 +112,7 @@ pub enum Key {
 use Key::*;
 
 /// All names with their titles, in order.
-const TITLES: [(Key, &str); 40] = [
+const TITLES: [(Key, &str); 43] = [
     (EventsSent, "events sent"),
     (WindowSeconds, "window, s"),
     (EventsPerSecond, "events/s"),
@@ -118,6 +125,7 @@ const TITLES: [(Key, &str); 40] = [
     (CpuSystemNsPerEvent, "  system"),
     (RelayCpus, "relay CPUs used"),
     (LoadCpus, "sender and sink CPUs used"),
+    (OtherCpus, "CPUs used by others"),
     (ResidentStartBytes, "resident at start, MB"),
     (ResidentEndBytes, "resident at end, MB"),
     (ResidentPeakBytes, "resident peak, MB"),
@@ -142,7 +150,9 @@ const TITLES: [(Key, &str); 40] = [
     (FloorReceivePausedNs, "floor: receive with pauses"),
     (FloorScanNs, "floor: memchr + memcpy"),
     (FloorBase64Ns, "floor: base64"),
-    (FloorSha256Ns, "floor: SHA-256"),
+    (FloorSha256Ns, "floor: SHA-256, one at a time"),
+    (FloorSha256GroupedNs, "floor: SHA-256, several at once"),
+    (FloorSha256GroupedCachedNs, "  the same from the cache"),
     (FloorSendNs, "floor: send"),
     (FloorSumNs, "sum of floors"),
     (CpuPerFloor, "relay / sum of floors"),
@@ -172,12 +182,32 @@ impl Key {
             | ShardImbalance
             | RelayCpus
             | LoadCpus
+            | OtherCpus
             | CpuPerFloor => format!("{value:.3}"),
+            _ if self.is_milliseconds() && value >= 1_000.0 => grouped(value.round() as u64),
             LatencyP50Ms | LatencyP90Ms | LatencyP99Ms | LatencyP999Ms | LatencyMaxMs
             | BehindScheduleMsMax | WindowSeconds => format!("{value:.1}"),
             _ if self.is_small_time() && value < 100.0 => format!("{value:.1}"),
             _ => grouped(value.max(0.0).round() as u64),
         }
+    }
+
+    /// The heading of the figures that it begins, in tables that have room for one.
+    pub fn begins(self) -> Option<&'static str> {
+        Some(match self {
+            EventsSent => "Rate",
+            CpuNsPerEvent => "CPU",
+            ResidentStartBytes => "Memory",
+            Calls => "Calls",
+            LatencyP50Ms => "Latency",
+            Lost => "Events that went wrong",
+            FloorReceiveNs => "Floors, CPU ns/event",
+            _ => return None,
+        })
+    }
+
+    fn is_milliseconds(self) -> bool {
+        (LatencyP50Ms..=BehindScheduleMsMax).contains(&self)
     }
 
     fn is_small_time(self) -> bool {
@@ -230,6 +260,7 @@ fn of_window(window: &Window, samples: &[Sample], figures: &mut Figures) {
         (CpuSystemNsPerEvent, each(window.cpu_system_seconds)),
         (RelayCpus, cpu / seconds),
         (LoadCpus, window.load_cpu_seconds / seconds),
+        (OtherCpus, window.other_cpu_seconds / seconds),
         (ResidentEndBytes, window.resident_end_bytes as f64),
     ]);
     figures.extend(window.imbalance().map(|imbalance| (ShardImbalance, imbalance)));
@@ -293,13 +324,16 @@ fn of_sink(report: &Report, figures: &mut Figures) {
 }
 
 fn of_floors(floors: &Floors, sum: f64, figures: &mut Figures) {
+    let stages = &floors.stages;
     figures.extend([
         (FloorReceiveNs, floors.receive),
         (FloorReceivePausedNs, floors.receive_paused),
-        (FloorScanNs, floors.scan),
-        (FloorBase64Ns, floors.base64),
-        (FloorSha256Ns, floors.sha256),
-        (FloorSendNs, floors.send),
+        (FloorScanNs, stages.scan),
+        (FloorBase64Ns, stages.base64),
+        (FloorSha256Ns, stages.sha256),
+        (FloorSha256GroupedNs, stages.sha256_grouped),
+        (FloorSha256GroupedCachedNs, stages.sha256_grouped_cached),
+        (FloorSendNs, stages.send),
         (FloorSumNs, sum),
     ]);
     if let Some(cpu) = figures.get(&CpuNsPerEvent).copied().filter(|_| sum > 0.0) {
@@ -332,6 +366,10 @@ mod tests {
         assert_eq!(EventsPerSecond.show(1_234_567.4), "1,234,567");
         assert_eq!((CpuNsPerEvent.show(33.26), CpuNsPerEvent.show(333.26)), ("33.3".into(), "333".into()));
         assert_eq!(BilledPerPayload.show(1.0), "1.000");
+        assert_eq!(
+            (LatencyMaxMs.show(17_301.5), LatencyP50Ms.show(264.23)),
+            ("17,302".into(), "264.2".into())
+        );
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! The report of a profile as one HTML page: figures, plots, machine. It asks nothing of the network and runs no
 //! script, and follows the reader's choice of light or dark.
 
-use super::figures::accepted_by_second;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::bars::bars;
+use super::figures::{Key, accepted_by_second};
 use super::plot::{Plot, Series, escape, step};
 use super::summary::{StepSummary, Summary, rows};
 use crate::run::samples::Sample;
@@ -19,13 +22,16 @@ p.reason, .soft { color: var(--soft); margin-top: 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid var(--faint); white-space: pre; }
-th:first-child, td:first-child { text-align: left; }
+th { white-space: normal; max-width: 9rem; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.5rem 0; } figcaption { font-weight: 600; }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
 svg .grid { stroke: var(--faint); stroke-width: 1; } svg .end { text-anchor: end; }
 svg .middle { text-anchor: middle; } svg polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .legend { margin: 0; font-size: 13px; } .legend span { margin-right: 1.2rem; }
 .legend i { display: inline-block; width: 1.2rem; height: .2rem; margin-right: .4rem; vertical-align: middle; }
+tr.group td { font-weight: 600; padding-top: 1rem; }
+.bars { margin: .4rem 0; display: grid; grid-template-columns: max-content 1fr; gap: .2rem .8rem; align-items: center; }
+.bars > :nth-child(2n) { display: flex; } .bars i { height: 1.1rem; }
 code { font-size: 13px; overflow-wrap: anywhere; }
 polyline.s0 { stroke: var(--s0); } i.s0 { background: var(--s0); }
 polyline.s1 { stroke: var(--s1); } i.s1 { background: var(--s1); }
@@ -43,16 +49,33 @@ pub fn page(summary: &Summary) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title><style>{STYLE}</style></head>\n\
-         <body><h1>{title}</h1>\n<p class=\"reason\">{}</p>\n{}{}{}<h2>Figures</h2>\n{}{}<h2>How it was run</h2>\n{}{}\
+         <body><h1>{title}</h1>\n<p class=\"reason\">{}</p>\n<p class=\"soft\">{}</p>\n{}{}{}{}<h2>Figures</h2>\n{}{}<h2>How it was run</h2>\n{}{}\
          </body></html>\n",
         escape(&summary.reason),
+        escape(&when_and_where(summary)),
         verdict(summary),
         ratios(summary),
+        bars(&run),
         plots.map(|plot| plot.svg()).concat(),
         figures(&run),
-        spreads(&run),
+        spreads(&run) + &floors(&run),
         commands(summary),
         machine(summary),
+    )
+}
+
+/// What a reader has to know before any figure.
+fn when_and_where(summary: &Summary) -> String {
+    let started = UNIX_EPOCH + Duration::from_secs(summary.started_unix_seconds);
+    let times = if summary.repeat == 1 { "once".to_owned() } else { format!("{} times", summary.repeat) };
+    let machine = &summary.machine;
+    format!(
+        "{}, each step {times}, on {} × {}, Linux {}; load averages before: {}",
+        humantime::format_rfc3339_seconds(started),
+        machine.cpus,
+        machine.cpu,
+        machine.kernel,
+        machine.load_averages
     )
 }
 
@@ -67,6 +90,9 @@ fn verdict(summary: &Summary) -> String {
         for check in &step.failed_checks {
             lines += &format!("<p class=\"bad\">Failed: {name}: {}</p>\n", escape(check));
         }
+    }
+    for company in summary.company() {
+        lines += &format!("<p class=\"bad\">{}</p>\n", escape(&company));
     }
     if summary.ok { lines + "<p>Every check of every run holds.</p>\n" } else { lines }
 }
@@ -85,8 +111,14 @@ fn figures(run: &[&StepSummary]) -> String {
         cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
     };
     let names: Vec<String> = run.iter().map(|step| step.name.clone()).collect();
-    let row = |(title, values): (&str, Vec<String>)| {
-        format!("<tr><td>{}</td>{}</tr>\n", escape(title), cells("td", &values))
+    let group = |key: Key| match key.begins() {
+        Some(heading) => {
+            format!("<tr class=\"group\"><td colspan=\"{}\">{heading}</td></tr>\n", run.len() + 1)
+        }
+        None => String::new(),
+    };
+    let row = |(key, values): (Key, Vec<String>)| {
+        format!("{}<tr><td>{}</td>{}</tr>\n", group(key), escape(key.title()), cells("td", &values))
     };
     let rows: String = rows(run).into_iter().map(row).collect();
     format!("<div class=\"scroll\"><table><tr><th></th>{}</tr>\n{rows}</table></div>\n", cells("th", &names))
@@ -105,6 +137,16 @@ fn spreads(run: &[&StepSummary]) -> String {
         ))
     };
     run.iter().filter_map(line).collect()
+}
+
+/// Which floors the sums hold.
+fn floors(run: &[&StepSummary]) -> String {
+    let has_any = |step: &&&StepSummary| !step.floors.is_empty();
+    let in_words = |step: &&StepSummary| {
+        let (name, floors) = (escape(&step.name), escape(&step.floors_in_words()));
+        format!("<p class=\"soft\">{name}: floors {floors}</p>\n")
+    };
+    run.iter().filter(has_any).map(in_words).collect()
 }
 
 fn commands(summary: &Summary) -> String {

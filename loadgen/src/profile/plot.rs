@@ -152,7 +152,7 @@ pub fn short(value: f64) -> String {
     let (scaled, suffix) = match value {
         value if value >= 1e9 => (value / 1e9, "G"),
         value if value >= 1e6 => (value / 1e6, "M"),
-        value if value >= 1e4 => (value / 1e3, "k"),
+        value if value >= 1e3 => (value / 1e3, "k"),
         value => (value, ""),
     };
     let text = format!("{scaled:.3}");
@@ -182,7 +182,7 @@ mod tests {
     fn numbers_are_short() {
         assert_eq!(
             [0.0, 0.4, 1_500.0, 20_000.0, 1.5e6, 2e9].map(short),
-            ["0", "0.4", "1500", "20k", "1.5M", "2G"]
+            ["0", "0.4", "1.5k", "20k", "1.5M", "2G"]
         );
     }
 

@@ -21,6 +21,7 @@ struct Outcome {
     samples: Vec<Sample>,
     latency_curve: Vec<(f64, f64)>,
     failed_checks: Vec<String>,
+    floors: Vec<(String, f64)>,
     left_out: Option<String>,
 }
 
@@ -68,6 +69,7 @@ pub fn of_run(report: &Report, floors: Option<&Floors>, options: &Options, typed
         command: outcome.command,
         failed_checks: outcome.failed_checks,
         figures: outcome.figures,
+        floors: outcome.floors,
         samples: outcome.samples,
         latency_curve: outcome.latency_curve,
         ..StepSummary::default()
@@ -128,8 +130,10 @@ fn idle_outcome(step: &Planned) -> anyhow::Result<Outcome> {
 
 fn of_report(report: &Report, floors: Option<&Floors>) -> Outcome {
     let failed = report.checks.iter().filter(|check| !check.ok);
+    let needed = floors.map(|floors| floors.needed(report.destination)).unwrap_or_default();
     Outcome {
         figures: figures::of(report, floors),
+        floors: needed.into_iter().map(|(name, cost)| (name.to_owned(), cost)).collect(),
         samples: report.samples.clone(),
         latency_curve: report.latency_curve.clone(),
         failed_checks: failed.map(|check| format!("{}: {}", check.name, check.detail)).collect(),
@@ -156,6 +160,7 @@ fn median(step: &Planned, mut outcomes: Vec<Outcome>) -> StepSummary {
         left_out: outcome.left_out,
         failed_checks,
         figures: outcome.figures,
+        floors: outcome.floors,
         spread,
         samples: outcome.samples,
         latency_curve: outcome.latency_curve,

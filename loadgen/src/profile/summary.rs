@@ -12,6 +12,9 @@ use crate::run::samples::Sample;
 /// The version of the JSON; it rises when a field changes its meaning or goes.
 pub const VERSION: u32 = 1;
 
+/// What others may use of the machine before a run counts as disturbed. A quiet system needs a few hundredths.
+const OTHER_CPUS_MAX: f64 = 0.2;
+
 /// Everything about one profile.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Summary {
@@ -49,6 +52,9 @@ pub struct StepSummary {
     pub failed_checks: Vec<String>,
     /// The figures.
     pub figures: Figures,
+    /// The floors that the sum of floors holds, where they were measured: names, and nanoseconds of CPU an event.
+    #[serde(default)]
+    pub floors: Vec<(String, f64)>,
     /// CPU time an event over all repetitions, where there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread: Option<Spread>,
@@ -96,10 +102,16 @@ impl Summary {
                 );
             }
         }
+        for step in &self.steps {
+            if !step.floors.is_empty() {
+                text += &format!("{}: floors {}\n", step.name, step.floors_in_words());
+            }
+        }
         for ratio in &self.ratios {
             let (title, name) = (ratio.figure.title().trim(), &ratio.over);
             text += &format!("{title}: {name} / {} = {:.3}\n", ratio.under, ratio.ratio);
         }
+        self.company().iter().for_each(|company| text += &format!("{company}\n"));
         for step in &self.steps {
             if let Some(why) = &step.left_out {
                 text += &format!("NOT RUN: {}: {why}\n", step.name);
@@ -109,13 +121,25 @@ impl Summary {
         text + if self.ok { "ok: every check of every run holds\n" } else { "FAIL: see above\n" }
     }
 
+    /// A sentence for each step that did not have the machine for itself.
+    pub fn company(&self) -> Vec<String> {
+        let sentence = |step: &StepSummary| {
+            let others = step.figures.get(&Key::OtherCpus).filter(|others| **others > OTHER_CPUS_MAX)?;
+            Some(format!(
+                "NOT ALONE: {}: others used {others:.1} CPUs meanwhile; rates and latencies tell little",
+                step.name
+            ))
+        };
+        self.steps.iter().filter_map(sentence).collect()
+    }
+
     fn figures(&self) -> Table {
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY);
         let run: Vec<&StepSummary> = self.steps.iter().filter(|step| step.left_out.is_none()).collect();
         table.set_header(std::iter::once("").chain(run.iter().map(|step| step.name.as_str())));
-        for (title, cells) in rows(&run) {
-            table.add_row(std::iter::once(title.to_owned()).chain(cells));
+        for (key, cells) in rows(&run) {
+            table.add_row(std::iter::once(key.title().to_owned()).chain(cells));
         }
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -124,13 +148,22 @@ impl Summary {
     }
 }
 
-/// The title and the values of each figure that any of these steps has.
-pub fn rows(steps: &[&StepSummary]) -> Vec<(&'static str, Vec<String>)> {
+impl StepSummary {
+    /// The floors' sum, written out.
+    pub fn floors_in_words(&self) -> String {
+        let parts: Vec<String> = self.floors.iter().map(|(name, cost)| format!("{cost:.1} {name}")).collect();
+        let sum: f64 = self.floors.iter().map(|(_, cost)| cost).sum();
+        format!("{} = {sum:.1} ns/event", parts.join(" + "))
+    }
+}
+
+/// The name and the values of each figure that any of these steps has.
+pub fn rows(steps: &[&StepSummary]) -> Vec<(Key, Vec<String>)> {
     let keys = Key::all().filter(|key| steps.iter().any(|step| step.figures.contains_key(key)));
     let cell = |step: &StepSummary, key: Key| {
         step.figures.get(&key).map_or("-".to_owned(), |value| key.show(*value))
     };
-    keys.map(|key| (key.title(), steps.iter().map(|step| cell(step, key)).collect())).collect()
+    keys.map(|key| (key, steps.iter().map(|step| cell(step, key)).collect())).collect()
 }
 
 /// A ratio for the tables of people; `-` where it means nothing.
@@ -154,7 +187,12 @@ pub(super) mod tests {
             name: "one <step>".to_owned(),
             command: "--rate 5 -- --shards 1".to_owned(),
             failed_checks: vec!["nothing lost: 1 of 2".to_owned()],
-            figures: Figures::from([(Key::CpuNsPerEvent, 250.0), (Key::EventsPerSecond, 1_000.0)]),
+            figures: Figures::from([
+                (Key::CpuNsPerEvent, 250.0),
+                (Key::EventsPerSecond, 1_000.0),
+                (Key::OtherCpus, 0.7),
+            ]),
+            floors: vec![("receive".to_owned(), 40.0), ("send".to_owned(), 80.5)],
             spread: Some(Spread { min: 240.0, median: 250.0, max: 260.0, runs: 3 }),
             samples: (0..30).map(|tenth| sample(f64::from(tenth) / 10.0)).collect(),
             latency_curve: vec![(0.0, 1.0), (0.5, 2.0), (0.9, 4.0), (0.999, 30.0)],
@@ -187,6 +225,8 @@ pub(super) mod tests {
             "relay CPU ns/event",
             "min 240.0, median 250.0, max 260.0 of 3 runs",
             "one <step> / two = 1.500",
+            "floors 40.0 receive + 80.5 send = 120.5 ns/event",
+            "NOT ALONE: one <step>: others used 0.7 CPUs",
             "NOT RUN: two: no cgroups here",
             "FAIL one <step>: nothing lost",
         ] {

@@ -52,6 +52,8 @@ pub struct Window {
     pub cpu_system_seconds: f64,
     /// CPU time of sender and sink, in seconds.
     pub load_cpu_seconds: f64,
+    /// CPU time of everything else on this machine, in seconds; 0 if unknown.
+    pub other_cpu_seconds: f64,
     /// The relay's resident memory at its end.
     pub resident_end_bytes: u64,
 }
@@ -77,6 +79,8 @@ struct Edge {
     metrics: Metrics,
     relay: Usage,
     load: Usage,
+    /// CPU time of the whole machine since it started, in seconds.
+    machine_seconds: f64,
 }
 
 impl Edge {
@@ -93,6 +97,8 @@ impl Edge {
             .collect();
         let (cpu_user_seconds, cpu_system_seconds) = end.relay.cpu_since(&self.relay);
         let (load_user, load_system) = end.load.cpu_since(&self.load);
+        let load_cpu_seconds = load_user + load_system;
+        let own = cpu_user_seconds + cpu_system_seconds + load_cpu_seconds;
         Window {
             from_seconds: self.at.duration_since(start).as_secs_f64(),
             seconds: end.at.duration_since(self.at).as_secs_f64(),
@@ -102,7 +108,8 @@ impl Edge {
             received_bytes_by_shard: by_shard,
             cpu_user_seconds,
             cpu_system_seconds,
-            load_cpu_seconds: load_user + load_system,
+            load_cpu_seconds,
+            other_cpu_seconds: (end.machine_seconds - self.machine_seconds - own).max(0.0),
             resident_end_bytes: end.relay.resident_bytes,
         }
     }
@@ -212,8 +219,19 @@ impl Watched<'_> {
     fn edge(&self) -> anyhow::Result<Edge> {
         let metrics = Metrics::scrape(self.admin)?;
         let at = Instant::now();
-        Ok(Edge { at, metrics, relay: Usage::of(&self.relay.to_string())?, load: Usage::of("self")? })
+        let machine_seconds = busy_seconds(&std::fs::read_to_string("/proc/stat").unwrap_or_default());
+        let (relay, load) = (Usage::of(&self.relay.to_string())?, Usage::of("self")?);
+        Ok(Edge { at, metrics, relay, load, machine_seconds })
     }
+}
+
+/// What all CPUs did but idle and wait for disks, from the first line of `/proc/stat` (proc_stat(5)).
+fn busy_seconds(stat: &str) -> f64 {
+    let ticks = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests' time is part of user and nice.
+    let busy = ticks.take(8).enumerate().filter(|(field, _)| !matches!(field, 3 | 4));
+    let ticks: f64 = busy.filter_map(|(_, ticks)| ticks.parse::<f64>().ok()).sum();
+    ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
 #[cfg(test)]
@@ -231,7 +249,13 @@ mod tests {
             received / 2
         );
         let usage = |user_seconds| Usage { user_seconds, ..Usage::default() };
-        Edge { at, metrics: Metrics::parse(&text).unwrap(), relay: usage(cpu), load: usage(0.0) }
+        Edge {
+            at,
+            metrics: Metrics::parse(&text).unwrap(),
+            relay: usage(cpu),
+            load: usage(0.0),
+            machine_seconds: 2.0 * cpu,
+        }
     }
 
     #[test]
@@ -239,8 +263,16 @@ mod tests {
         let start = Instant::now();
         let window = edge(start + SECOND, 10, 50, 1.0).window(start, &edge(start + 3 * SECOND, 30, 250, 2.5));
         assert_eq!((window.from_seconds, window.seconds, window.cpu_user_seconds), (1.0, 2.0, 1.5));
+        assert_eq!(window.other_cpu_seconds, 1.5, "the machine's 3.0 without the relay's");
         assert_eq!((window.events_received, window.events_delivered, window.events()), (20, 10, 10));
         assert_eq!((window.received_bytes, window.imbalance()), (200, Some(2.0)));
+    }
+
+    #[test]
+    fn a_machine_that_idles_is_not_busy() {
+        let ticks = rustix::param::clock_ticks_per_second();
+        let stat = format!("cpu  {ticks} 0 {ticks} 999 999 0 {ticks} {ticks} 777 777\ncpu0 1 2 3");
+        assert_eq!((busy_seconds(&stat), busy_seconds("")), (4.0, 0.0));
     }
 
     #[test]
