@@ -609,7 +609,7 @@ impl Delivery {
         while let Some(batch) = self.parts.handoff.pop() {
             self.take_batch(batch, Instant::now());
         }
-        spill::abandon(&mut self.spill);
+        self.abandon_spill();
         for queue in self.streams.values_mut() {
             let label = Arc::clone(&queue.stream.label);
             for (events, place) in queue.abandon() {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{
-    AtomicU64,
+    AtomicBool, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -36,6 +36,8 @@ const LATENCY_BOUNDS: &[f64] = &[
 pub enum Drop {
     /// At the memory cap with `on_full = "drop"`.
     Memory,
+    /// The same where there is a spool, and it takes no more.
+    SpoolFull,
     /// Beyond the cap of a stream whose lanes are all parked.
     Parked,
     /// Refused alone by the destination.
@@ -50,8 +52,9 @@ pub enum Drop {
 
 impl Drop {
     /// Every reason, in the order of its index.
-    pub const ALL: [Drop; 6] = [
+    pub const ALL: [Drop; 7] = [
         Drop::Memory,
+        Drop::SpoolFull,
         Drop::Parked,
         Drop::Rejected,
         Drop::SpoolDamaged,
@@ -63,6 +66,7 @@ impl Drop {
     pub fn label(self) -> &'static str {
         match self {
             Drop::Memory => "memory",
+            Drop::SpoolFull => "spool_full",
             Drop::Parked => "parked",
             Drop::Rejected => "rejected",
             Drop::SpoolDamaged => "spool_damaged",
@@ -359,6 +363,8 @@ pub struct SpoolGauges {
     pub limit: AtomicU64,
     /// Segments with damage, since the start.
     pub damaged_segments: AtomicU64,
+    /// Whether it takes no more, for lack of room or since the disk fails.
+    pub is_full: AtomicBool,
 }
 
 /// The counters of one process.

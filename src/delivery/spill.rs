@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::piece::Piece;
@@ -28,7 +29,7 @@ mod recall;
 mod write;
 
 use self::leave::Leaving;
-pub(super) use self::leave::{abandon, cut_off, is_leaving};
+pub(super) use self::leave::{cut_off, is_leaving};
 use self::recall::Waiting;
 pub(super) use self::write::{wrap, write_through};
 
@@ -193,9 +194,13 @@ impl Delivery {
         match event {
             Event::Stored(id) => {
                 spill.stored(id, &self.parts.returns);
+                self.parts.metrics.spool.is_full.store(false, Relaxed);
                 self.released = true;
             }
-            Event::Refused(id, _) => self.take_back(id, now),
+            Event::Refused(id, _) => {
+                self.parts.metrics.spool.is_full.store(true, Relaxed);
+                self.take_back(id, now);
+            }
             Event::Loaded { id, header, lines, is_doubtful } => {
                 let pieces = spill.loaded(id, &header, lines, &self.parts, self.encoding);
                 self.take_recalled(pieces, &header, is_doubtful, now);

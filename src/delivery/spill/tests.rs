@@ -9,6 +9,7 @@ use crate::delivery::queues::StreamQueue;
 use crate::destination::{Destination, Encoding};
 use crate::memory::{Machine, Memory, Plan};
 use crate::metrics::Metrics;
+use crate::spool::Refusal;
 use crate::spool::format::BatchHeader;
 use crate::stream::Registry;
 
@@ -139,6 +140,24 @@ async fn what_may_have_been_delivered_is_said_to_be_so_on_disk() {
     assert!(matches!(asked[..], [Command::Append { id: 0, is_unknown: true, .. }]), "{asked:?}");
     rig.hear(Event::Stored(0));
     assert!(rig.step().iter().any(|command| matches!(command, Command::Done(FOUND))));
+}
+
+#[tokio::test]
+async fn what_is_on_disk_already_is_left_there_where_the_spool_takes_no_more() {
+    let mut rig = Rig::new(Encoding::Lines);
+    rig.recovered(1, 1, 2);
+    rig.loaded(FOUND, b"a\n");
+    let Some(Item::Piece(mut piece)) = rig.queue().take_recalled() else { panic!("it was read back") };
+    piece.is_unknown = true;
+    rig.queue().push_retry(piece);
+    let asked = rig.leave();
+    assert!(matches!(asked[..], [Command::Append { id: 0, .. }]), "{asked:?}");
+    rig.hear(Event::Refused(0, Refusal::Limit));
+    let asked = rig.step();
+    assert!(matches!(asked[..], [Command::Release(FOUND, true), Command::Stop(_)]), "{asked:?}");
+    rig.delivery.abandon();
+    let totals = rig.stream.label.totals();
+    assert_eq!((totals.spool, totals.held(), totals.dropped_in_all()), (1, 1, 0), "the next one delivers it");
 }
 
 #[tokio::test]
