@@ -106,7 +106,9 @@ async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
 async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<Destination> {
     Ok(match &config.destination {
         DestinationChoice::Null => Destination::Null,
-        DestinationChoice::Relay(address) => Destination::Relay(Relay::new(address, config.connect_timeout)),
+        DestinationChoice::Relay(address) => {
+            Destination::Relay(Relay::new(address, config.connect_timeout, config.call_timeout))
+        }
         DestinationChoice::Directory(root) => {
             Destination::Directory(Directory::open(root, &instance(), Arc::clone(&metrics.fsync_duration))?)
         }

@@ -376,7 +376,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         group: Group::Calls,
         help: "Longest that a call may take",
         doc: "Connecting is a part of it. What became of a call that is cut off is unknown: it is sent again \
-              and may be a duplicate.",
+              and may be a duplicate. Another relay may take longer to deliver, but has to answer a ping in this time.",
         default: r#""30s""#,
         kind: Kind::Duration { from: ms(100), to: HOUR, set: |config, d| config.call_timeout = d },
     },
