@@ -42,24 +42,30 @@ pub enum Drop {
     Parked,
     /// Refused alone by the destination.
     Rejected,
+    /// Older than its stream's `max_age`, and no dead letter.
+    MaxAge,
     /// On disk, and no longer readable.
     SpoolDamaged,
     /// Still here when the drain deadline passed.
     DrainDeadline,
     /// Lost by the relay that it was delivered to.
     LostDownstream,
+    /// Written to the dead letters: it can never be delivered.
+    DeadLetter,
 }
 
 impl Drop {
     /// Every reason, in the order of its index.
-    pub const ALL: [Drop; 7] = [
+    pub const ALL: [Drop; 9] = [
         Drop::Memory,
         Drop::SpoolFull,
         Drop::Parked,
         Drop::Rejected,
+        Drop::MaxAge,
         Drop::SpoolDamaged,
         Drop::DrainDeadline,
         Drop::LostDownstream,
+        Drop::DeadLetter,
     ];
 
     /// The value of the metric's `reason` label.
@@ -69,9 +75,11 @@ impl Drop {
             Drop::SpoolFull => "spool_full",
             Drop::Parked => "parked",
             Drop::Rejected => "rejected",
+            Drop::MaxAge => "max_age",
             Drop::SpoolDamaged => "spool_damaged",
             Drop::DrainDeadline => "drain_deadline",
             Drop::LostDownstream => "lost_downstream",
+            Drop::DeadLetter => "dead_letter",
         }
     }
 }
@@ -388,6 +396,8 @@ pub struct Metrics {
     pub fsync_duration: Arc<Histogram>,
     /// What the spool holds.
     pub spool: Arc<SpoolGauges>,
+    /// Bytes of all dead letters, as their thread last counted them.
+    pub dead_letter_bytes: Arc<AtomicU64>,
 }
 
 impl Metrics {
@@ -406,6 +416,7 @@ impl Metrics {
             delivery_latency: Histogram::new(LATENCY_BOUNDS),
             fsync_duration: Arc::new(Histogram::new(DURATION_BOUNDS)),
             spool: Arc::default(),
+            dead_letter_bytes: Arc::default(),
         })
     }
 

@@ -72,6 +72,8 @@ pub(super) struct Spill {
     asked_bytes: u64,
     /// The memory that the index takes.
     index: Charge,
+    /// The youngest event of a batch on disk was received so much after the oldest, at most.
+    apart_max: Duration,
     paused_until: Option<Instant>,
     look_at: Option<Instant>,
     leaving: Option<Leaving>,
@@ -107,6 +109,7 @@ impl Spill {
             recalled_bytes: 0,
             asked_bytes: 0,
             index: Charge::none(&parts.memory, &account),
+            apart_max: parts.config.linger + write::APART_MAX,
             paused_until: None,
             look_at: None,
             leaving: None,

@@ -93,18 +93,20 @@ impl Delivery {
     }
 
     pub(super) fn leave_further(&mut self, now: Instant) {
-        let Some(spill) = &mut self.spill else { return };
-        let Some(leaving) = &mut spill.leaving else { return };
+        let Some(leaving) = self.spill.as_mut().and_then(|spill| spill.leaving.as_mut()) else { return };
+        let is_full = leaving.is_full;
         if now >= leaving.cut_at && !std::mem::replace(&mut leaving.was_cut, true) {
             self.cut.send_replace(true);
+            self.take_letters_back(now);
         }
-        let is_full = leaving.is_full;
         if !is_full {
             self.spill_everything();
         }
+        let has_no_letters = self.has_no_letters();
         let Some(spill) = &mut self.spill else { return };
         let is_settled = self.in_flight == 0
             && spill.writing_bytes == 0
+            && has_no_letters
             && (is_full || self.streams.values().all(StreamQueue::is_empty));
         if is_settled && let Some(done) = spill.leaving.as_mut().and_then(|leaving| leaving.done.take()) {
             self.leave_stored();
