@@ -28,6 +28,13 @@ pub enum Command {
         /// The relay's address, not checked yet.
         to: String,
     },
+    /// `standpipe send --dead-letter`: send dead letters again.
+    Replay {
+        /// Files of them, or directories with such files.
+        paths: Vec<PathBuf>,
+        /// The relay's address, not checked yet.
+        to: String,
+    },
     /// `standpipe health`: ask a running relay.
     Health {
         /// The configuration of the relay that is asked, for its admin address.
@@ -62,7 +69,10 @@ pub fn parse(
         Some(("config", _)) => Command::PrintConfig,
         Some(("send", matches)) => {
             let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
-            Command::Send { stream: text("stream"), to: text("to") }
+            match matches.get_many::<PathBuf>("dead-letter") {
+                Some(paths) => Command::Replay { paths: paths.cloned().collect(), to: text("to") },
+                None => Command::Send { stream: text("stream"), to: text("to") },
+            }
         }
         Some(("check", matches)) => Command::Check(load(matches)),
         Some(("health", matches)) => {
@@ -85,7 +95,8 @@ pub fn command() -> clap::Command {
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .override_usage(
             "standpipe [relay] [OPTIONS]\n       standpipe check [FILE] [OPTIONS]\n       standpipe config\n       \
-             standpipe send STREAM [--to ADDR]\n       standpipe health [--ready] [--admin ADDR]",
+             standpipe send STREAM [--to ADDR]\n       standpipe send --dead-letter PATH... [--to ADDR]\n       \
+             standpipe health [--ready] [--admin ADDR]",
         )
         .after_help(AFTER_HELP)
         .args_conflicts_with_subcommands(true)
@@ -129,17 +140,32 @@ fn check() -> clap::Command {
 }
 
 fn send() -> clap::Command {
-    let stream = Arg::new("stream").value_name("STREAM").required(true).help("The stream of the events");
+    let stream = Arg::new("stream")
+        .value_name("STREAM")
+        .required_unless_present("dead-letter")
+        .conflicts_with("dead-letter")
+        .help("The stream of the events");
+    let dead_letter = Arg::new("dead-letter")
+        .long("dead-letter")
+        .value_name("PATH")
+        .value_parser(value_parser!(PathBuf))
+        .num_args(1..)
+        .action(ArgAction::Append)
+        .help("Send these dead letters again, each to its own stream: files, or directories of them")
+        .long_help(
+            "Send these dead letters again, each to its own stream: files, or directories of them. A file is removed \
+             once all of it is synced",
+        );
     let to = Arg::new("to")
         .long("to")
         .value_name("ADDR")
         .default_value("127.0.0.1:15555")
         .help("The relay, as HOST:PORT or unix:PATH");
     clap::Command::new("send")
-        .about("Send the lines of standard input as events, and end when they are synced")
+        .about("Send the lines of standard input, or dead letters, as events, and end when they are synced")
         .max_term_width(110)
-        .after_help("Exit codes: 0 all lines are safe, 1 some are lost or nothing is known of them.")
-        .args([stream, to])
+        .after_help("Exit codes: 0 all events are safe, 1 some are lost or nothing is known of them.")
+        .args([stream, to, dead_letter])
 }
 
 fn health() -> clap::Command {

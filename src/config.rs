@@ -75,6 +75,12 @@ pub struct Config {
     pub spool_free_floor: u64,
     /// How long a file of the spool is kept once everything in it is delivered.
     pub spool_keep_sent: Duration,
+    /// The directory below which dead letters are kept; `None`: what can never be delivered is dropped.
+    pub dead_letter: Option<PathBuf>,
+    /// The most bytes that the files of dead letters may have.
+    pub dead_letter_limit: u64,
+    /// The age beyond which an event is no longer delivered, for streams without one of their own.
+    pub max_age: Option<Duration>,
     /// How events are packed into records, for streams without packing of their own.
     pub packing: Packing,
     /// The longest payload of a frame, in bytes without its LF; 1 to 1,023,999.
@@ -125,6 +131,8 @@ pub struct StreamConfig {
     pub packing: Packing,
     /// What happens to an event when the stream holds all that it may.
     pub on_full: OnFull,
+    /// The age beyond which an event of it is no longer delivered.
+    pub max_age: Option<Duration>,
 }
 
 /// What the configuration is made from, in ascending precedence; beneath it all lie the defaults.

@@ -25,6 +25,7 @@ use crate::spool::keeper::Keeper;
 use crate::stream::{Registry, Stream};
 
 pub mod lane;
+mod letters;
 mod outcome;
 mod piece;
 mod queues;
@@ -32,6 +33,7 @@ pub mod retry;
 mod spill;
 
 use self::lane::{Lane, LaneLimits, LaneState, Readiness};
+use self::letters::Letters;
 use self::piece::{Loose, Piece};
 use self::queues::{Item, LaneLink, StreamQueue};
 use self::spill::Spill;
@@ -127,6 +129,8 @@ struct LaneEntry {
 enum Timer {
     Lane(usize),
     Stream(u64),
+    /// Something may have grown too old.
+    Age,
 }
 
 /// What is kept of a call while it is under way.
@@ -171,6 +175,9 @@ pub struct Delivery {
     drained: Option<oneshot::Sender<()>>,
     draining: bool,
     spill: Option<Spill>,
+    letters: Option<Letters>,
+    /// Whether the timer for what grows too old runs.
+    watches_age: bool,
     /// Says that calls in flight are to be cut.
     cut: watch::Sender<bool>,
 }
@@ -201,6 +208,8 @@ impl Delivery {
             drained: None,
             draining: false,
             spill: spool.map(|keeper| Spill::new(keeper, &parts)),
+            letters: None,
+            watches_age: false,
             cut: watch::channel(false).0,
             parts,
         }
@@ -219,6 +228,7 @@ impl Delivery {
                 event = spill::next_event(&mut self.spill) => {
                     event.into_iter().for_each(|event| self.hear(event, Instant::now()));
                 }
+                answer = letters::next_answer(&mut self.letters) => self.hear_of_letter(answer, Instant::now()),
                 command = commands.recv() => match command {
                     // Whoever asked may have gone away meanwhile.
                     Some(Command::Abandon(answer)) => {
@@ -246,6 +256,7 @@ impl Delivery {
         while let Ok(ended) = self.ended.1.try_recv() {
             self.finish(ended);
         }
+        self.hear_of_letters(now);
         self.fire_timers(now);
         self.spill(now);
         self.wake_starved();
@@ -293,6 +304,9 @@ impl Delivery {
             let links = lanes.into_iter().map(link).collect();
             self.streams.insert(stream.id, StreamQueue::new(Arc::clone(stream), links, now));
             self.note_parked(stream.id);
+            if stream.max_age.is_some() {
+                self.watch_age(now);
+            }
         }
         stream.id
     }
@@ -356,6 +370,7 @@ impl Delivery {
             self.timers.pop();
             match timer {
                 Timer::Stream(stream) => self.offer(stream, now),
+                Timer::Age => self.expire_all(now),
                 Timer::Lane(lane) => {
                     if let Some(entry) = self.lanes[lane].as_mut() {
                         entry.has_timer = false;
@@ -433,7 +448,9 @@ impl Delivery {
         let queue = self.streams.get_mut(&stream)?;
         let link = queue.links.iter_mut().find(|link| link.lane == index)?;
         link.is_waiting = false;
-        if queue.ready_at(now).is_none_or(|at| at > now) {
+        let waits = self.expire(stream, now);
+        let (queue, entry) = (self.streams.get_mut(&stream)?, self.lanes[index].as_mut()?);
+        if waits || queue.ready_at(now).is_none_or(|at| at > now) {
             return None;
         }
         let may_recall = entry.recalled < (self.limits.calls_max / 2).max(1);
@@ -602,6 +619,7 @@ impl Delivery {
         self.in_flight == 0
             && self.parts.handoff.is_empty()
             && is_spool_empty
+            && self.has_no_letters()
             && self.streams.values().all(is_done)
     }
 
@@ -609,7 +627,8 @@ impl Delivery {
         while let Some(batch) = self.parts.handoff.pop() {
             self.take_batch(batch, Instant::now());
         }
-        spill::abandon(&mut self.spill);
+        self.take_letters_back(Instant::now());
+        self.abandon_spill();
         for queue in self.streams.values_mut() {
             let label = Arc::clone(&queue.stream.label);
             for (events, place) in queue.abandon() {

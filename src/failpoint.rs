@@ -29,11 +29,17 @@ pub enum Point {
     RemoveBefore,
     /// It was.
     RemoveAfter,
+    /// A file of dead letters is about to get its name.
+    LetterBefore,
+    /// It has it, synced, and nobody has heard of it.
+    LetterAfter,
+    /// A file of dead letters was sent again and synced, and is about to be removed.
+    ReplayedBefore,
 }
 
 impl Point {
     /// Every point.
-    pub const ALL: [Point; 11] = [
+    pub const ALL: [Point; 14] = [
         Point::Seal,
         Point::CallBefore,
         Point::CallAfter,
@@ -45,6 +51,9 @@ impl Point {
         Point::SyncAfter,
         Point::RemoveBefore,
         Point::RemoveAfter,
+        Point::LetterBefore,
+        Point::LetterAfter,
+        Point::ReplayedBefore,
     ];
 
     /// Its name.
@@ -61,6 +70,9 @@ impl Point {
             Point::SyncAfter => "fsync.after",
             Point::RemoveBefore => "remove.before",
             Point::RemoveAfter => "remove.after",
+            Point::LetterBefore => "letter.before",
+            Point::LetterAfter => "letter.after",
+            Point::ReplayedBefore => "replayed.before",
         }
     }
 }

@@ -18,8 +18,9 @@ const ANSWER_BYTES_MAX: u64 = 4096;
 /// A sentence, where nobody answers within three seconds or the answer is not 200.
 pub fn ask(admin: SocketAddr, ready: bool) -> Result<(), String> {
     let (address, path) = (reachable(admin), if ready { "/readyz" } else { "/healthz" });
-    let answer = get(address, path)
-        .map_err(|error| format!("no relay answers at http://{address}{path}: {error}; --admin says where"))?;
+    let answer = get(address, path).map_err(|error| {
+        format!("no relay answers at http://{address}{path}: {error}; --admin says where")
+    })?;
     let status = answer.split(' ').nth(1).unwrap_or_default();
     match status {
         "200" => Ok(()),
@@ -42,7 +43,8 @@ fn get(address: SocketAddr, path: &str) -> io::Result<String> {
 
 /// The address under which this host reaches a listener.
 fn reachable(admin: SocketAddr) -> SocketAddr {
-    let loopback: IpAddr = if admin.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    let loopback: IpAddr =
+        if admin.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
     if admin.ip().is_unspecified() { SocketAddr::new(loopback, admin.port()) } else { admin }
 }
 

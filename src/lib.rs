@@ -11,7 +11,8 @@
 //! - [`delivery`] queues batches by stream, and its lanes decide which call starts when, what is retried and
 //!   what is settled.
 //! - [`destination`] makes a call and says truthfully what became of it; AWS appears only there.
-//! - [`spool`] keeps batches on disk, for when memory is short or the process ends.
+//! - [`spool`] keeps batches on disk, for when memory is short or the process ends; [`dead_letter`] keeps the events
+//!   that can never be delivered.
 //!
 //! Beside the path: [`memory`] is the one limit and who holds how much of it, [`metrics`] accounts for every
 //! event, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
@@ -34,6 +35,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod connection;
+pub mod dead_letter;
 pub mod delivery;
 pub mod destination;
 pub mod drain;

@@ -2,6 +2,7 @@
 //! 0 done, 1 cannot start or lines were lost, 2 bad configuration, 3 drained with events left behind.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Check(Ok(config)) => check(&config),
         Command::PrintConfig => print(Config::default_toml().as_bytes()),
         Command::Send { stream, to } => send_lines(&stream, &to),
+        Command::Replay { paths, to } => send_dead_letters(&paths, &to),
         Command::Health { config: Ok(config), ready } => ask_health(&config, ready),
         Command::Completions(shell) => {
             let mut script = Vec::new();
@@ -135,6 +137,23 @@ fn send_lines(stream: &str, to: &str) -> ExitCode {
                 "{synced} events are synced; the relay has lost {lost}; \
                  {refused} lines were not sent, since they are empty or too long"
             );
+            ExitCode::from(LINES_LOST)
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(LINES_LOST)
+        }
+    }
+}
+
+/// `standpipe send --dead-letter`: silent where all is well.
+fn send_dead_letters(paths: &[PathBuf], to: &str) -> ExitCode {
+    match send::replay::replay(paths, to, |sentence| eprintln!("waiting: {sentence}")) {
+        Ok(replayed) if replayed.kept.is_empty() => ExitCode::SUCCESS,
+        Ok(replayed) => {
+            replayed.kept.iter().for_each(|sentence| eprintln!("{sentence}"));
+            let (files, events) = (replayed.files, replayed.events);
+            eprintln!("{events} events of {files} files are synced, and those files removed");
             ExitCode::from(LINES_LOST)
         }
         Err(error) => {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{
-    AtomicU64,
+    AtomicBool, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -37,38 +37,50 @@ const LATENCY_BOUNDS: &[f64] = &[
 pub enum Drop {
     /// At the memory cap with `on_full = "drop"`.
     Memory,
+    /// The same where there is a spool, and it takes no more.
+    SpoolFull,
     /// Beyond the cap of a stream whose lanes are all parked.
     Parked,
     /// Refused alone by the destination.
     Rejected,
+    /// Older than its stream's `max_age`, and no dead letter.
+    MaxAge,
     /// On disk, and no longer readable.
     SpoolDamaged,
     /// Still here when the drain deadline passed.
     DrainDeadline,
     /// Lost by the relay that it was delivered to.
     LostDownstream,
+    /// Written to the dead letters: it can never be delivered.
+    DeadLetter,
 }
 
 impl Drop {
     /// Every reason, in the order of its index.
-    pub const ALL: [Drop; 6] = [
+    pub const ALL: [Drop; 9] = [
         Drop::Memory,
+        Drop::SpoolFull,
         Drop::Parked,
         Drop::Rejected,
+        Drop::MaxAge,
         Drop::SpoolDamaged,
         Drop::DrainDeadline,
         Drop::LostDownstream,
+        Drop::DeadLetter,
     ];
 
     /// The value of the metric's `reason` label.
     pub fn label(self) -> &'static str {
         match self {
             Drop::Memory => "memory",
+            Drop::SpoolFull => "spool_full",
             Drop::Parked => "parked",
             Drop::Rejected => "rejected",
+            Drop::MaxAge => "max_age",
             Drop::SpoolDamaged => "spool_damaged",
             Drop::DrainDeadline => "drain_deadline",
             Drop::LostDownstream => "lost_downstream",
+            Drop::DeadLetter => "dead_letter",
         }
     }
 }
@@ -386,6 +398,8 @@ pub struct SpoolGauges {
     pub failing: AtomicU64,
     /// When the oldest event that is on disk alone was received, in milliseconds since 1970, by stream.
     pub oldest: Mutex<HashMap<Arc<str>, u64>>,
+    /// Whether it takes no more, for lack of room or since the disk fails.
+    pub is_full: AtomicBool,
 }
 
 /// The counters of one process.
@@ -409,6 +423,8 @@ pub struct Metrics {
     pub fsync_duration: Arc<Histogram>,
     /// What the spool holds.
     pub spool: Arc<SpoolGauges>,
+    /// Bytes of all dead letters, as their thread last counted them.
+    pub dead_letter_bytes: Arc<AtomicU64>,
 }
 
 impl Metrics {
@@ -427,6 +443,7 @@ impl Metrics {
             delivery_latency: Histogram::new(LATENCY_BOUNDS),
             fsync_duration: Arc::new(Histogram::new(DURATION_BOUNDS)),
             spool: Arc::default(),
+            dead_letter_bytes: Arc::default(),
         })
     }
 

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use crate::admin::{self, Admin, Busy};
 use crate::buffer::Shape;
 use crate::config::{BodyHash, Config, DestinationChoice, ListenAddress};
+use crate::dead_letter::{self, DeadLetters};
 use crate::delivery::{Command, Delivery, Parts};
 use crate::destination::Destination;
 use crate::destination::directory::Directory;
@@ -58,7 +59,11 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     let shared = share(Arc::clone(&config), &plan, metrics, &destination)?;
     let (delivery, commands) = mpsc::channel(COMMANDS_WAITING);
     let spool = open_spool(&shared, driver, &plan)?;
-    tokio::spawn(Delivery::new(parts(&shared, &destination), spool).run(commands));
+    let mut deliverer = Delivery::new(parts(&shared, &destination), spool);
+    if let Some(dead) = open_dead_letters(&shared)? {
+        deliverer = deliverer.with_dead_letters(dead);
+    }
+    tokio::spawn(deliverer.run(commands));
     let lifecycle = Arc::new(Lifecycle::default());
     let admin = Arc::new(Admin {
         shared: Arc::clone(&shared),
@@ -106,7 +111,9 @@ async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
 async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<Destination> {
     Ok(match &config.destination {
         DestinationChoice::Null => Destination::Null,
-        DestinationChoice::Relay(address) => Destination::Relay(Relay::new(address, config.connect_timeout)),
+        DestinationChoice::Relay(address) => {
+            Destination::Relay(Relay::new(address, config.connect_timeout, config.call_timeout))
+        }
         DestinationChoice::Directory(root) => {
             Destination::Directory(Directory::open(root, &instance(), Arc::clone(&metrics.fsync_duration))?)
         }
@@ -146,6 +153,14 @@ fn open_spool(shared: &Shared, driver: DriverKind, plan: &Plan) -> io::Result<Op
         gauges: Arc::clone(&metrics.spool),
     };
     Keeper::start(settings).map(Some)
+}
+
+/// Starts the thread of the dead letters where they are kept.
+fn open_dead_letters(shared: &Shared) -> io::Result<Option<DeadLetters>> {
+    let Some(root) = shared.config.dead_letter.clone() else { return Ok(None) };
+    let bytes = Arc::clone(&shared.metrics.dead_letter_bytes);
+    let bytes_max = shared.config.dead_letter_limit;
+    DeadLetters::start(dead_letter::Settings { root, bytes_max, instance: instance(), bytes }).map(Some)
 }
 
 /// A name for this process that no other of any host is likely to have: it stands in file names.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::client::{AddressError, Client, Report, SendError};
 use crate::frame::PAYLOAD_BYTES_MAX;
 
+pub mod replay;
+
 /// How often whoever waits is told for what.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 

@@ -28,6 +28,8 @@ pub struct Stream {
     pub packing: Packing,
     /// What happens at its memory cap.
     pub on_full: OnFull,
+    /// The age beyond which its events are no longer delivered.
+    pub max_age: Option<Duration>,
     /// The delivery streams that it is delivered to, at least one.
     pub delivery_streams: Box<[Arc<str>]>,
     /// The memory that it holds.
@@ -130,6 +132,7 @@ impl Registry {
             label: self.metrics.label(name),
             packing: configured.map_or(config.packing, |stream| stream.packing),
             on_full: configured.map_or(config.on_full, |stream| stream.on_full),
+            max_age: configured.map_or(config.max_age, |stream| stream.max_age),
             delivery_streams,
             account: Arc::default(),
             parked: AtomicBool::new(false),

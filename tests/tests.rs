@@ -7,6 +7,7 @@ mod suite {
     mod bad_input;
     mod commands;
     mod control;
+    mod dead_letters;
     mod directory;
     mod drain;
     mod firehose;

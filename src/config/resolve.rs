@@ -73,7 +73,7 @@ impl Draft {
 
     fn resolve_streams(&mut self) {
         for (name, options) in std::mem::take(&mut self.streams) {
-            let stream = options.resolve(self.config.packing, self.config.on_full);
+            let stream = options.resolve(&self.config);
             self.config.streams.insert(name, stream);
         }
     }
@@ -177,6 +177,9 @@ fn blank() -> Config {
         spool_limit: 0,
         spool_free_floor: 0,
         spool_keep_sent: Duration::ZERO,
+        dead_letter: None,
+        dead_letter_limit: 0,
+        max_age: None,
         packing: Packing { mode: PackingMode::Full, record_events_max: 0, record_bytes_max: 0 },
         frame_bytes_max: 0,
         max_connections: 0,

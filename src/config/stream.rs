@@ -1,11 +1,13 @@
 //! The settings of one stream: the rows of its table, and how they give way to the relay's.
 
-use super::StreamConfig;
+use std::time::Duration;
+
 use super::choices::{OnFull, Packing, PackingMode};
 use super::name;
 use super::setters::each;
 use super::setting::{Group, Kind, Setting};
-use super::table::{RECORD_BYTES_LIMIT, UNLIMITED};
+use super::table::{MAX_AGE_LIMIT, RECORD_BYTES_LIMIT, UNLIMITED, some};
+use super::{Config, StreamConfig};
 
 /// The settings of one stream as its table has them; `None` takes the relay's.
 #[derive(Clone, Debug, Default)]
@@ -15,11 +17,13 @@ pub(crate) struct StreamOptions {
     pub record_events_max: Option<u32>,
     pub record_bytes_max: Option<u32>,
     pub on_full: Option<OnFull>,
+    pub max_age: Option<Option<Duration>>,
 }
 
 impl StreamOptions {
-    /// The stream's configuration in a relay with these values.
-    pub(super) fn resolve(self, packing: Packing, on_full: OnFull) -> StreamConfig {
+    /// The stream's configuration in this relay.
+    pub(super) fn resolve(self, relay: &Config) -> StreamConfig {
+        let packing = relay.packing;
         StreamConfig {
             delivery_streams: self.delivery_streams,
             packing: Packing {
@@ -27,7 +31,8 @@ impl StreamOptions {
                 record_events_max: self.record_events_max.unwrap_or(packing.record_events_max),
                 record_bytes_max: self.record_bytes_max.unwrap_or(packing.record_bytes_max),
             },
-            on_full: self.on_full.unwrap_or(on_full),
+            on_full: self.on_full.unwrap_or(relay.on_full),
+            max_age: self.max_age.unwrap_or(relay.max_age),
         }
     }
 }
@@ -93,6 +98,18 @@ pub(crate) static STREAM_SETTINGS: &[Setting<StreamOptions>] = &[
         kind: Kind::Choice {
             names: &OnFull::NAMES,
             set: |stream, index| stream.on_full = Some(OnFull::ALL[index]),
+        },
+    },
+    Setting {
+        key: "max_age",
+        group: Group::Streams,
+        help: "As the relay's max_age, for this stream",
+        doc: "",
+        default: "",
+        kind: Kind::Duration {
+            from: Duration::ZERO,
+            to: MAX_AGE_LIMIT,
+            set: |stream, age| stream.max_age = Some(some(age)),
         },
     },
 ];

@@ -22,6 +22,14 @@ const fn ms(milliseconds: u64) -> Duration {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// The most that [`Config::max_age`] may be.
+pub(super) const MAX_AGE_LIMIT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A duration of nothing stands for none.
+pub(super) fn some(duration: Duration) -> Option<Duration> {
+    Some(duration).filter(|duration| !duration.is_zero())
+}
+
 /// The settings of the relay: keys of the file's top level, flags and variables.
 pub(crate) static SETTINGS: &[Setting<Config>] = &[
     Setting {
@@ -169,6 +177,16 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Frames of other streams are counted as rejected.",
         default: "false",
         kind: Kind::Switch { set: |config, on| config.only_configured_streams = on },
+    },
+    Setting {
+        key: "max_age",
+        group: Group::Streams,
+        help: "Age beyond which an event is no longer delivered",
+        doc: "Counted from receiving it, on disk as in memory; what is older is dropped and counted, or kept as a dead \
+              letter where dead_letter is set. A batch goes when the youngest event in it is so old. 0s: events are \
+              never too old.",
+        default: r#""0s""#,
+        kind: Kind::Duration { from: ms(0), to: MAX_AGE_LIMIT, set: |config, d| config.max_age = some(d) },
     },
     Setting {
         key: "max_streams",
@@ -339,6 +357,35 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         },
     },
     Setting {
+        key: "dead_letter",
+        group: Group::Spool,
+        help: "Directory for events that can never be delivered",
+        doc: "Those that the destination refuses for what they are, and those older than max_age. `standpipe send \
+              --dead-letter DIR` sends them again. Several relays may share it. Empty: they are dropped and counted.",
+        default: r#""""#,
+        kind: Kind::Text {
+            name: "DIR",
+            form: "the path of a directory, or empty",
+            set: |config, text| {
+                config.dead_letter = Some(text.into()).filter(|_| !text.is_empty());
+                Ok(())
+            },
+        },
+    },
+    Setting {
+        key: "dead_letter_limit",
+        group: Group::Spool,
+        help: "Most bytes of dead letters",
+        doc: "Once they are reached, what can never be delivered is dropped, until files are removed.",
+        default: r#""1GiB""#,
+        kind: Kind::Size {
+            from: 1 << 20,
+            to: 1 << 50,
+            word: None,
+            set: |c, bytes| c.dead_letter_limit = bytes,
+        },
+    },
+    Setting {
         key: "max_calls",
         group: Group::Calls,
         help: "Most calls in flight in all",
@@ -376,7 +423,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         group: Group::Calls,
         help: "Longest that a call may take",
         doc: "Connecting is a part of it. What became of a call that is cut off is unknown: it is sent again \
-              and may be a duplicate.",
+              and may be a duplicate. Another relay may take longer to deliver, but has to answer a ping in this time.",
         default: r#""30s""#,
         kind: Kind::Duration { from: ms(100), to: HOUR, set: |config, d| config.call_timeout = d },
     },

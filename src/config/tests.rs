@@ -54,7 +54,7 @@ fn without_directory(line: &str) -> String {
 }
 
 /// A value other than the default for each setting of the relay, as TOML.
-const OTHER_VALUES: [(&str, &str); 37] = [
+const OTHER_VALUES: [(&str, &str); 40] = [
     ("listen", r#"["[::1]:7000", "unix:/run/standpipe.sock"]"#),
     ("admin", r#""[::1]:7001""#),
     ("max_connections", "7"),
@@ -67,6 +67,7 @@ const OTHER_VALUES: [(&str, &str); 37] = [
     ("linger", r#""250ms""#),
     ("max_frame_bytes", "1000"),
     ("only_configured_streams", "true"),
+    ("max_age", r#""1h""#),
     ("max_streams", "8"),
     ("max_stream_labels", "9"),
     ("packing", r#""single""#),
@@ -81,6 +82,8 @@ const OTHER_VALUES: [(&str, &str); 37] = [
     ("spool_limit", r#""2GiB""#),
     ("spool_free_floor", r#""2GiB""#),
     ("spool_keep_sent", r#""1h""#),
+    ("dead_letter", r#""/var/lib/dead""#),
+    ("dead_letter_limit", r#""2MiB""#),
     ("max_calls", "10"),
     ("body_hash", r#""standard""#),
     ("max_lane_calls", "4"),
@@ -123,6 +126,9 @@ fn the_defaults_are_those_of_the_design() {
         spool_limit: 10 << 30,
         spool_free_floor: 1 << 30,
         spool_keep_sent: Duration::ZERO,
+        dead_letter: None,
+        dead_letter_limit: 1 << 30,
+        max_age: None,
         packing: Packing {
             mode: PackingMode::Full,
             record_events_max: u32::MAX,

@@ -95,7 +95,10 @@ impl Delivery {
                     return Verdict::Neutral;
                 }
                 if self.lane(lane).policy.accepted_at().is_some_and(|at| at > since) {
-                    self.drop_piece(&piece, Drop::Rejected, now);
+                    let error = self.lane(lane).last_error.clone();
+                    piece.is_retry = true;
+                    piece.stream().label.enter(piece.events(), Place::Retry);
+                    self.bury(piece, Drop::Rejected, error, now);
                     return Verdict::Neutral;
                 }
                 // Nothing else was accepted since: the lane may be to blame and not this record, so it is kept.
@@ -138,7 +141,8 @@ impl Delivery {
         self.conclude(piece, now, |told| piece.settle_with_loss(lost, told));
     }
 
-    fn drop_piece(&mut self, piece: &Piece, reason: Drop, now: Instant) {
+    /// Counts and settles a piece that is lost.
+    pub(super) fn drop_piece(&mut self, piece: &Piece, reason: Drop, now: Instant) {
         piece.stream().label.dropped(piece.events(), reason);
         self.conclude(piece, now, |told| piece.settle(Fate::Lost, |_| true, told));
     }

@@ -12,6 +12,7 @@ use crate::destination::Encoding;
 use crate::encode::{self, CALL_BYTES_MAX, CALL_RECORDS_MAX, Encoder, Gatherer};
 use crate::memory::{Charge, Memory};
 use crate::metrics::Place;
+use crate::spool::keeper::Part;
 use crate::stream::Stream;
 
 /// A batch that travels as lines.
@@ -62,6 +63,11 @@ impl Loose {
     /// The memory charged for it.
     pub fn charged(&self) -> u64 {
         self.charge.bytes()
+    }
+
+    /// Its youngest event was received before this.
+    pub fn newest(&self) -> Instant {
+        self.ticket.sealed
     }
 }
 
@@ -152,6 +158,29 @@ impl Piece {
     /// When its oldest event was received.
     pub fn oldest(&self) -> Instant {
         self.oldest
+    }
+
+    /// Its youngest event was received before this: nothing is received for a batch once that is sealed.
+    pub fn newest(&self) -> Instant {
+        match &self.origin {
+            Origin::One(ticket) => ticket.sealed,
+            Origin::Many(shares) => {
+                shares.iter().map(|share| share.ticket.sealed).max().unwrap_or(self.oldest)
+            }
+        }
+    }
+
+    /// Whether all of it was received before `limit`.
+    pub fn is_before(&self, limit: Instant) -> bool {
+        self.oldest < limit && self.newest() < limit
+    }
+
+    /// Its events as the spool and the dead letters take them. Nothing is copied but the table of records.
+    pub fn part(&self, encoding: Encoding) -> Part {
+        match encoding {
+            Encoding::Records => Part::Records(self.body(), self.records.clone()),
+            Encoding::Lines => Part::Lines(self.body()),
+        }
     }
 
     /// Where its events wait while no call with it is under way.

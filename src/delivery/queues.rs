@@ -62,6 +62,14 @@ impl Item {
         }
     }
 
+    /// Its youngest event was received before this.
+    pub fn newest(&self) -> Instant {
+        match self {
+            Item::Loose(loose) => loose.newest(),
+            Item::Piece(piece) => piece.newest(),
+        }
+    }
+
     /// Whether some of it may have been delivered.
     pub fn is_unknown(&self) -> bool {
         matches!(self, Item::Piece(piece) if piece.is_unknown || piece.is_doubtful)
@@ -226,6 +234,34 @@ impl StreamQueue {
         let piece = piece::pack(&mut self.loose, encoding, memory)?;
         self.loose_bytes -= piece.bytes();
         Some(piece)
+    }
+
+    /// Whether something that comes first is from before `limit`, to its youngest event.
+    pub fn has_expired(&self, limit: Instant) -> bool {
+        let first = [self.recalled.front(), self.pieces.front()];
+        first.into_iter().flatten().any(|piece| piece.is_before(limit))
+            || self.loose.front().is_some_and(|loose| loose.newest() < limit)
+    }
+
+    /// Takes that, packed.
+    pub fn take_expired(
+        &mut self,
+        limit: Instant,
+        encoding: Encoding,
+        memory: &Arc<Memory>,
+    ) -> Option<Piece> {
+        for pieces in [&mut self.recalled, &mut self.pieces] {
+            if let Some(piece) = pieces.pop_front_if(|piece| piece.is_before(limit)) {
+                return Some(piece);
+            }
+        }
+        let loose = self.loose.pop_front_if(|loose| loose.newest() < limit)?;
+        self.loose_bytes -= loose.bytes();
+        let mut alone = VecDeque::from([loose]);
+        let piece = piece::pack(&mut alone, encoding, memory);
+        // One call may not take all of it.
+        alone.into_iter().for_each(|rest| self.put_back(Item::Loose(rest)));
+        piece
     }
 
     /// When the oldest event was received that is here or in flight.

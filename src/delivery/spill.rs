@@ -8,6 +8,7 @@
 //! let go of. What is on disk comes back oldest first, with at most an eighth of memory and half of a lane's calls.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -28,7 +29,7 @@ mod recall;
 mod write;
 
 use self::leave::Leaving;
-pub(super) use self::leave::{abandon, cut_off, is_leaving};
+pub(super) use self::leave::{cut_off, is_leaving};
 use self::recall::Waiting;
 pub(super) use self::write::{wrap, write_through};
 
@@ -71,6 +72,8 @@ pub(super) struct Spill {
     asked_bytes: u64,
     /// The memory that the index takes.
     index: Charge,
+    /// The youngest event of a batch on disk was received so much after the oldest, at most.
+    apart_max: Duration,
     paused_until: Option<Instant>,
     look_at: Option<Instant>,
     leaving: Option<Leaving>,
@@ -106,6 +109,7 @@ impl Spill {
             recalled_bytes: 0,
             asked_bytes: 0,
             index: Charge::none(&parts.memory, &account),
+            apart_max: parts.config.linger + write::APART_MAX,
             paused_until: None,
             look_at: None,
             leaving: None,
@@ -212,9 +216,13 @@ impl Delivery {
         match event {
             Event::Stored(id) => {
                 spill.stored(id, &self.parts.returns);
+                self.parts.metrics.spool.is_full.store(false, Relaxed);
                 self.released = true;
             }
-            Event::Refused(id, _) => self.take_back(id, now),
+            Event::Refused(id, _) => {
+                self.parts.metrics.spool.is_full.store(true, Relaxed);
+                self.take_back(id, now);
+            }
             Event::Loaded { id, header, lines, is_doubtful } => {
                 let pieces = spill.loaded(id, &header, lines, &self.parts, self.encoding);
                 self.take_recalled(pieces, &header, is_doubtful, now);

@@ -7,8 +7,13 @@
 //! as there may be another connection.
 //!
 //! What is written nowhere was refused; what was written, in part at least, and not answered is unknown. There is no
-//! time-out for an answer: silence is the other relay's way to say that it has not delivered yet, and to send again
-//! would only duplicate.
+//! time-out for the answer to a sync: silence is the other relay's way to say that it has not delivered yet, and to
+//! send again would only duplicate. What has a time-out is a ping that the other relay can answer at once
+//! ([`progress`]): one that does not read any more is found, one that is paused for memory is left alone. So a call is
+//! held for good only by a relay that stopped in the middle of reading it and whose host lives, which looks like a
+//! pause from here; a load balancer's health check ends that. A host that is gone is noticed by keep-alive probes, or
+//! where something was written, when TCP gives up sending it again. (TCP_USER_TIMEOUT is no help: it also closes the
+//! connection of a peer that is alive and leaves its window shut.)
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,8 +28,10 @@ use tokio::time::timeout;
 use super::{Call, Outcome, Refusal};
 
 mod link;
+mod progress;
 
 use self::link::Job;
+use self::progress::Progress;
 
 /// Connections at most. A fleet of hosts has as many each.
 const CONNECTIONS_MAX: usize = 8;
@@ -41,6 +48,8 @@ pub struct Relay {
     /// `HOST:PORT`.
     address: String,
     connect_timeout: Duration,
+    /// A ping is answered within this time.
+    ping_timeout: Duration,
     links: Mutex<Vec<Arc<Link>>>,
     /// Held while a connection is made, so that calls that come together do not each make one.
     connecting: tokio::sync::Mutex<()>,
@@ -51,6 +60,7 @@ pub struct Relay {
 struct Link {
     jobs: mpsc::Sender<Job>,
     expires: Instant,
+    progress: Arc<Progress>,
     /// Calls without an outcome yet.
     outstanding: AtomicUsize,
     /// The stream of the last call: that of all, unless connections are short.
@@ -66,17 +76,21 @@ impl Link {
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) == *stream
     }
 
-    fn is_usable(&self) -> bool {
-        !self.jobs.is_closed() && Instant::now() < self.expires
+    /// Whether it takes another call. One that is not read goes on with those it has.
+    fn is_usable(&self, ping_timeout: Duration) -> bool {
+        let now = Instant::now();
+        !self.jobs.is_closed() && now < self.expires && !self.progress.is_stalled(now, ping_timeout)
     }
 }
 
 impl Relay {
-    /// The relay, or the fleet, at `HOST:PORT`. Connections are made as calls need them.
-    pub fn new(address: &str, connect_timeout: Duration) -> Self {
+    /// The relay, or the fleet, at `HOST:PORT`. Connections are made as calls need them. A relay that does not answer
+    /// a ping within `ping_timeout` is given up, where it has nothing else to do.
+    pub fn new(address: &str, connect_timeout: Duration, ping_timeout: Duration) -> Self {
         Self {
             address: address.to_owned(),
             connect_timeout,
+            ping_timeout,
             links: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
@@ -114,12 +128,14 @@ impl Relay {
         if let Some(link) = self.choose(stream) {
             return Ok(link);
         }
-        let jobs = timeout(self.connect_timeout, connect(&self.address))
+        let progress = Arc::default();
+        let connecting = connect(&self.address, Arc::clone(&progress), self.ping_timeout);
+        let jobs = timeout(self.connect_timeout, connecting)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
         let expires = Instant::now() + LIFETIME.mul_f64(1.0 + 2.0 * fastrand::f64());
         let (outstanding, stream) = (AtomicUsize::new(1), Mutex::new(Arc::clone(stream)));
-        let link = Arc::new(Link { jobs, expires, outstanding, stream });
+        let link = Arc::new(Link { jobs, expires, progress, outstanding, stream });
         self.links.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&link));
         Ok(link)
     }
@@ -128,7 +144,7 @@ impl Relay {
     fn choose(&self, stream: &Arc<str>) -> Option<Arc<Link>> {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         // One that takes no more calls ends by itself, once its last is answered.
-        links.retain(|link| link.is_usable());
+        links.retain(|link| link.is_usable(self.ping_timeout));
         let own = links.iter().find(|link| link.outstanding() == 0 || link.carries(stream));
         let least = || links.iter().min_by_key(|link| link.outstanding());
         let chosen = own.or_else(|| if links.len() < CONNECTIONS_MAX { None } else { least() })?;
@@ -139,7 +155,11 @@ impl Relay {
 }
 
 /// Connects, says hello, and gives where calls go to.
-async fn connect(address: &str) -> io::Result<mpsc::Sender<Job>> {
+async fn connect(
+    address: &str,
+    progress: Arc<Progress>,
+    ping_timeout: Duration,
+) -> io::Result<mpsc::Sender<Job>> {
     let mut addresses: Vec<_> = tokio::net::lookup_host(address).await?.collect();
     fastrand::shuffle(&mut addresses);
     let mut socket = Err(io::Error::other("the name has no address"));
@@ -164,6 +184,6 @@ async fn connect(address: &str) -> io::Result<mpsc::Sender<Job>> {
         return Err(io::Error::other(format!("it is no relay that syncs: it says {greeting:?} to a hello")));
     }
     let (jobs, waiting) = mpsc::channel(JOBS_WAITING);
-    tokio::spawn(link::serve(reader, writer, waiting));
+    tokio::spawn(link::serve(reader, writer, waiting, progress, ping_timeout));
     Ok(jobs)
 }

@@ -257,6 +257,13 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
             ),
             spool(&metrics.spool.damaged_segments),
         ),
+        one(
+            gauge(
+                "standpipe_dead_letter_bytes",
+                "Bytes of the files of dead letters; 0 where there are none.",
+            ),
+            spool(&metrics.dead_letter_bytes),
+        ),
         histogram(
             "standpipe_call_duration_seconds",
             "How long calls took until their answer.",

@@ -356,6 +356,7 @@ impl Intake {
             _ if local.stream.parked.load(Relaxed) => Drop::Parked,
             // The connection is being closed with this event already read: it cannot wait any more.
             _ if self.closing => Drop::DrainDeadline,
+            OnFull::Drop if self.shared.metrics.spool.is_full.load(Relaxed) => Drop::SpoolFull,
             OnFull::Drop => Drop::Memory,
             OnFull::Wait => {
                 peer.blocked_on = Some(Block::Memory { stream: index, bytes: bytes.max(RESUME_BYTES) });

@@ -332,7 +332,7 @@ fn as_millis(duration: Duration) -> u64 {
 }
 
 /// The lines of all parts, without a copy where they are one part of lines.
-fn lines_of(mut parts: Vec<Part>) -> Bytes {
+pub(crate) fn lines_of(mut parts: Vec<Part>) -> Bytes {
     if let [Part::Lines(lines)] = &mut parts[..] {
         return std::mem::take(lines);
     }

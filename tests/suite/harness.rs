@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+mod disk;
 mod files;
 mod http;
 mod loadgen;
@@ -14,6 +15,7 @@ mod process;
 mod relay;
 mod sink;
 
+pub use disk::Disk;
 pub use files::Files;
 pub use loadgen::{Run, run, send};
 pub use metrics::{Metrics, assert_identity};

@@ -2,7 +2,12 @@
 
 use std::io::{BufRead, BufReader, Write};
 
-use super::harness::{Files, Io, Process, Relay, Sink, send, under_both_drivers, wait_for};
+use rustix::process::Signal;
+use standpipe::client::{Client, Options};
+
+use super::harness::{
+    Files, Io, PATIENCE, Process, Relay, Sink, assert_identity, send, under_both_drivers, wait_for,
+};
 
 under_both_drivers!(
     every_event_goes_through_both,
@@ -11,6 +16,9 @@ under_both_drivers!(
     what_the_fleet_loses_is_counted_and_told,
     a_stream_that_is_stuck_in_the_fleet_holds_no_other_up,
     a_fleet_that_is_away_is_tried_until_it_is_there,
+    a_fleet_relay_that_hangs_holds_no_call_for_ever,
+    a_fleet_relay_that_waits_itself_is_waited_for,
+    a_spool_before_a_fleet_that_is_killed_again_and_again_loses_nothing_that_was_synced,
 );
 
 fn host(io: Io, fleet: &Relay, arguments: &str) -> Relay {
@@ -155,4 +163,74 @@ fn a_fleet_that_is_away_is_tried_until_it_is_there(io: Io) {
     let metrics = host.until_settled(1_000);
     assert_eq!(metrics.total("standpipe_possible_duplicate_events_total"), 0);
     wait_for("all is in the directory", || (there(&root) == (1_000, 1_000)).then_some(()));
+}
+
+fn unknown_calls(relay: &Relay) -> u64 {
+    relay.metrics().sum("standpipe_calls_total", &[("outcome", "unknown")])
+}
+
+fn a_fleet_relay_that_hangs_holds_no_call_for_ever(io: Io) {
+    let root = tempfile::tempdir().unwrap();
+    let fleet = fleet_relay(io, &root, "");
+    let host = host(io, &fleet, "--call-timeout 500ms");
+    host.send(&numbered(0..100));
+    host.until_settled(100);
+    // Its host lives and takes bytes for it; the connection is there, and it reads nothing.
+    fleet.signal(Signal::STOP);
+    host.send(&numbered(100..200));
+    wait_for("a call is given up", || (unknown_calls(&host) > 0).then_some(()));
+    fleet.signal(Signal::CONT);
+    let metrics = host.until_settled(200);
+    assert_eq!(metrics.total("standpipe_events_delivered_total"), 200);
+    let duplicates = metrics.total("standpipe_possible_duplicate_events_total");
+    let (different, all) = there(&root);
+    assert_eq!(different, 200);
+    assert!((all - different) as u64 <= duplicates, "{all} lines, {duplicates} possible duplicates");
+}
+
+fn a_fleet_relay_that_waits_itself_is_waited_for(io: Io) {
+    let sink = Sink::start("--throttle-stream stuck");
+    let fleet = Relay::start(
+        io,
+        &format!("{} --linger 20ms --retry-base 50ms --retry-max 100ms", sink.destination()),
+    );
+    let host = host(io, &fleet, "--call-timeout 1s");
+    host.send(b"stuck 1\n");
+    // Many times as long as a ping may take.
+    fleet.until("it has tried and tried", |metrics| {
+        metrics.sum("standpipe_calls_total", &[("outcome", "throttled")]) > 60
+    });
+    assert_eq!((unknown_calls(&host), host.metrics().held("stuck")), (0, 1));
+    sink.set_faults("{}");
+    let metrics = host.until_settled(1);
+    assert_eq!(metrics.total("standpipe_possible_duplicate_events_total"), 0);
+}
+
+fn a_spool_before_a_fleet_that_is_killed_again_and_again_loses_nothing_that_was_synced(io: Io) {
+    let (root, spool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut fleet = fleet_relay(io, &root, "");
+    let listen = format!("--listen {}", fleet.address());
+    let spooling = format!("--spool {} --spool-mode always --spool-free-floor 0", spool.path().display());
+    let host = host(io, &fleet, &format!("{spooling} --sync-at stored"));
+    let client = Client::with(&host.address().to_string(), Options::default()).unwrap();
+    for round in 0..5 {
+        for number in round * 2_000..(round + 1) * 2_000 {
+            client.send(&format!("stream-{}", number % 4), format!("{number:06}").as_bytes()).unwrap();
+        }
+        // Stored on the host is safe, whatever becomes of the fleet.
+        let report = client.sync(PATIENCE).unwrap();
+        assert_eq!((report.synced, report.lost), ((round + 1) * 2_000, 0));
+        // Dropping it is a kill -9.
+        drop(fleet);
+        fleet = fleet_relay(io, &root, &listen);
+    }
+    let metrics = host.until_settled(10_000);
+    assert_identity(&metrics);
+    assert_eq!(metrics.total("standpipe_events_delivered_total"), 10_000);
+    let duplicates = metrics.total("standpipe_possible_duplicate_events_total");
+    let (different, all) = there(&root);
+    assert_eq!(different, 10_000);
+    assert!((all - different) as u64 <= duplicates, "{all} lines, {duplicates} possible duplicates");
+    host.terminate().assert_code(0);
+    drop(fleet);
 }

@@ -5,8 +5,9 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::Spill;
+use crate::batch::{BatchId, SPOOL};
 use crate::delivery::Delivery;
-use crate::delivery::queues::StreamQueue;
+use crate::delivery::queues::{Item, StreamQueue};
 use crate::destination::Outcome;
 use crate::metrics::{Drop, Place};
 use crate::spool::keeper::Command;
@@ -31,17 +32,57 @@ pub(in super::super) fn is_leaving(spill: &Option<Spill>) -> bool {
     spill.as_ref().is_some_and(|spill| spill.leaving.is_some())
 }
 
-/// Counts what is on its way to disk as dropped: nobody waits for it any more.
-pub(in super::super) fn abandon(spill: &mut Option<Spill>) {
-    let Some(spill) = spill else { return };
-    for spilled in spill.batches.values_mut().filter(|spilled| !spilled.items.is_empty()) {
-        spilled.items.clear();
-        spilled.stream.label.leave(spilled.events, Place::Spool);
-        spilled.stream.label.dropped(spilled.events, Drop::DrainDeadline);
+impl Spill {
+    /// Leaves an item to the next process where it is on disk, whole or as a part of batches that are; else gives it
+    /// back. Where more is on disk than the item, the next process is to know that some may have been delivered.
+    fn leave_on_disk(&self, item: Item) -> Option<Item> {
+        let tickets = item.tickets();
+        let is_on_disk = |id: &BatchId| {
+            id.shard == SPOOL && self.batches.get(&id.sequence).is_some_and(|spilled| spilled.is_stored)
+        };
+        if !tickets.iter().all(|(ticket, _)| is_on_disk(&ticket.id)) {
+            return Some(item);
+        }
+        for (ticket, events) in &tickets {
+            let is_whole = *events == ticket.events && ticket.unsettled() == ticket.events;
+            self.command(Command::Release(ticket.id.sequence, item.is_unknown() || !is_whole));
+        }
+        let label = &tickets[0].0.stream.label;
+        label.enter(item.events(), Place::Spool);
+        label.leave(item.events(), item.place());
+        None
+    }
+
+    /// Counts what is on its way to disk as dropped: nobody waits for it any more.
+    fn abandon(&mut self) {
+        for spilled in self.batches.values_mut().filter(|spilled| !spilled.items.is_empty()) {
+            spilled.items.clear();
+            spilled.stream.label.leave(spilled.events, Place::Spool);
+            spilled.stream.label.dropped(spilled.events, Drop::DrainDeadline);
+        }
     }
 }
 
 impl Delivery {
+    /// Gives up what is on its way to disk, and leaves to the next process what is there.
+    pub(in super::super) fn abandon_spill(&mut self) {
+        self.leave_stored();
+        if let Some(spill) = &mut self.spill {
+            spill.abandon();
+        }
+    }
+
+    /// What is queued and on disk as well is not lost with this process: it stays for the next one.
+    fn leave_stored(&mut self) {
+        let Some(spill) = &self.spill else { return };
+        for queue in self.streams.values_mut() {
+            let items = std::iter::from_fn(|| queue.take_oldest().or_else(|| queue.take_recalled()));
+            let left: Vec<Item> = items.collect();
+            let kept: Vec<Item> = left.into_iter().filter_map(|item| spill.leave_on_disk(item)).collect();
+            kept.into_iter().rev().for_each(|item| queue.put_back(item));
+        }
+    }
+
     /// Makes no more calls and brings everything to disk; calls in flight are cut at `cut_at`.
     pub(in super::super) fn leave(&mut self, cut_at: Instant, done: oneshot::Sender<()>) {
         let Some(spill) = &mut self.spill else {
@@ -52,21 +93,26 @@ impl Delivery {
     }
 
     pub(super) fn leave_further(&mut self, now: Instant) {
-        let Some(spill) = &mut self.spill else { return };
-        let Some(leaving) = &mut spill.leaving else { return };
+        let Some(leaving) = self.spill.as_mut().and_then(|spill| spill.leaving.as_mut()) else { return };
+        let is_full = leaving.is_full;
         if now >= leaving.cut_at && !std::mem::replace(&mut leaving.was_cut, true) {
             self.cut.send_replace(true);
+            self.take_letters_back(now);
         }
-        let is_full = leaving.is_full;
         if !is_full {
             self.spill_everything();
         }
+        let has_no_letters = self.has_no_letters();
         let Some(spill) = &mut self.spill else { return };
         let is_settled = self.in_flight == 0
             && spill.writing_bytes == 0
+            && has_no_letters
             && (is_full || self.streams.values().all(StreamQueue::is_empty));
         if is_settled && let Some(done) = spill.leaving.as_mut().and_then(|leaving| leaving.done.take()) {
-            spill.command(Command::Stop(done));
+            self.leave_stored();
+            if let Some(spill) = &self.spill {
+                spill.command(Command::Stop(done));
+            }
         }
     }
 

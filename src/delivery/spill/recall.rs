@@ -142,7 +142,8 @@ impl Spill {
             items: Vec::new(),
         });
         let charge = Charge::forced(memory, &stream.account, lines.len() as u64);
-        let ticket = Ticket::new(BatchId { shard: SPOOL, sequence: id }, stream, events, oldest, now);
+        let newest = (oldest + self.apart_max).min(now);
+        let ticket = Ticket::new(BatchId { shard: SPOOL, sequence: id }, stream, events, oldest, newest);
         let mut loose = VecDeque::from([Loose::new(Arc::new(ticket), lines, charge, now)]);
         let mut pieces = VecDeque::new();
         while let Some(piece) = piece::pack(&mut loose, encoding, memory) {
@@ -193,6 +194,10 @@ impl Delivery {
             let is_first = waiting.asked + waiting.here == 0;
             if !is_first && !memory.may_read_back(&stream.account, asked + asked / 3) {
                 return false;
+            }
+            // Whether the first has grown too old is seen only in memory.
+            if is_first && stream.max_age.is_some() {
+                return true;
             }
             let Some(queue) = streams.get(&stream.id) else { return true };
             let works = queue

@@ -1,5 +1,7 @@
 //! Delivery beside a spool that is played by the test: what it is asked, and what its answers lead to.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
@@ -8,7 +10,8 @@ use crate::config::{Config, Packing};
 use crate::delivery::queues::StreamQueue;
 use crate::destination::{Destination, Encoding};
 use crate::memory::{Machine, Memory, Plan};
-use crate::metrics::Metrics;
+use crate::metrics::{Drop, Metrics};
+use crate::spool::Refusal;
 use crate::spool::format::BatchHeader;
 use crate::stream::Registry;
 
@@ -25,8 +28,12 @@ struct Rig {
 
 impl Rig {
     fn new(encoding: Encoding) -> Self {
-        let packing = Packing { record_events_max: 1, ..Config::default().packing };
-        let config = Arc::new(Config { packing, ..Config::default() });
+        Self::with(encoding, Config::default())
+    }
+
+    fn with(encoding: Encoding, config: Config) -> Self {
+        let packing = Packing { record_events_max: 1, ..config.packing };
+        let config = Arc::new(Config { packing, ..config });
         let machine = Machine { memory: 1 << 30, cpus: 2, files: 1024 };
         let memory = Memory::new(&Plan::new(&config, machine).expect("enough memory"));
         let metrics = Metrics::new(Instant::now(), 1, Vec::new(), 10);
@@ -127,8 +134,8 @@ async fn a_batch_is_replaced_on_disk_once_the_rest_of_it_is_delivered() {
     assert!(rig.step().iter().any(is_done));
 }
 
-#[tokio::test]
-async fn what_may_have_been_delivered_is_said_to_be_so_on_disk() {
+/// A call with what was read back ended without a known outcome, and now everything goes to disk: what is asked then.
+fn leaving_with_an_unknown() -> (Rig, Vec<Command>) {
     let mut rig = Rig::new(Encoding::Lines);
     rig.recovered(1, 1, 2);
     rig.loaded(FOUND, b"a\n");
@@ -136,9 +143,43 @@ async fn what_may_have_been_delivered_is_said_to_be_so_on_disk() {
     piece.is_unknown = true;
     rig.queue().push_retry(piece);
     let asked = rig.leave();
+    (rig, asked)
+}
+
+#[tokio::test]
+async fn what_may_have_been_delivered_is_said_to_be_so_on_disk() {
+    let (mut rig, asked) = leaving_with_an_unknown();
     assert!(matches!(asked[..], [Command::Append { id: 0, is_unknown: true, .. }]), "{asked:?}");
     rig.hear(Event::Stored(0));
     assert!(rig.step().iter().any(|command| matches!(command, Command::Done(FOUND))));
+}
+
+#[tokio::test]
+async fn what_is_on_disk_already_is_left_there_where_the_spool_takes_no_more() {
+    let (mut rig, asked) = leaving_with_an_unknown();
+    assert!(matches!(asked[..], [Command::Append { id: 0, .. }]), "{asked:?}");
+    rig.hear(Event::Refused(0, Refusal::Limit));
+    let asked = rig.step();
+    assert!(matches!(asked[..], [Command::Release(FOUND, true), Command::Stop(_)]), "{asked:?}");
+    rig.delivery.abandon();
+    let totals = rig.stream.label.totals();
+    assert_eq!((totals.spool, totals.held(), totals.dropped_in_all()), (1, 1, 0), "the next one delivers it");
+}
+
+#[tokio::test]
+async fn what_is_read_back_too_old_is_dropped_and_its_batch_settled() {
+    let max_age = Some(Duration::from_secs(3600));
+    let mut rig = Rig::with(Encoding::Records, Config { max_age, ..Config::default() });
+    rig.recovered(2, 3, 6);
+    let young = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64 - 3_550_000;
+    for (id, oldest, lines) in [(FOUND, 1, &b"a\nb\n"[..]), (FOUND + 1, young, b"c\n")] {
+        let header = BatchHeader { oldest, ..header(lines) };
+        rig.hear(Event::Loaded { id, header, lines: Bytes::from_static(lines), is_doubtful: false });
+    }
+    let is_done = |command: &Command| matches!(command, Command::Done(FOUND));
+    assert!(rig.step().iter().any(is_done));
+    let totals = rig.stream.label.totals();
+    assert_eq!((totals.dropped[Drop::MaxAge as usize], totals.held()), (2, 1), "the young one is called");
 }
 
 #[tokio::test]

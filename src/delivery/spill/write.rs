@@ -21,6 +21,8 @@ use crate::stream::Stream;
 const REFUSED_PAUSE: Duration = Duration::from_millis(500);
 /// Smaller batches of a stream go to disk together, up to this many bytes.
 const TOGETHER_BYTES: usize = 1 << 20;
+/// But not where their oldest events are further apart than this: on disk a batch has one age.
+pub(super) const APART_MAX: Duration = Duration::from_secs(10);
 
 /// The ticket under which a sealed batch goes its way: in `always`, that of the batch on disk.
 pub(in super::super) fn wrap(spill: &mut Option<Spill>, ticket: Arc<Ticket>) -> Arc<Ticket> {
@@ -51,10 +53,7 @@ impl Item {
     fn part(&self, encoding: Encoding) -> Part {
         match self {
             Item::Loose(loose) => Part::Lines(loose.lines()),
-            Item::Piece(piece) if encoding == Encoding::Records => {
-                Part::Records(piece.body(), piece.records().to_vec())
-            }
-            Item::Piece(piece) => Part::Lines(piece.body()),
+            Item::Piece(piece) => piece.part(encoding),
         }
     }
 }
@@ -130,6 +129,11 @@ impl Spill {
     /// Writes items of one stream as one batch.
     pub(super) fn write(&mut self, items: Vec<Item>, encoding: Encoding) {
         let Some(oldest) = items.iter().map(Item::oldest).min() else { return };
+        // What was put together for a call may be far apart in age: then the youngest counts, which is not to be
+        // taken for too old.
+        let newest =
+            items.iter().map(Item::newest).max().and_then(|newest| newest.checked_sub(self.apart_max));
+        let oldest = newest.map_or(oldest, |newest| oldest.max(newest));
         let id = self.next_id;
         self.next_id += 1;
         let origins: Vec<(Arc<Ticket>, u64)> = items.iter().flat_map(Item::tickets).collect();
@@ -252,7 +256,10 @@ impl Delivery {
                 self.released = true;
                 continue;
             };
-            if size > 0 && size + item.bytes() > TOGETHER_BYTES.min(CALL_BYTES_MAX) {
+            let is_large = size + item.bytes() > TOGETHER_BYTES.min(CALL_BYTES_MAX);
+            let is_late =
+                together.first().is_some_and(|first: &Item| item.oldest() > first.oldest() + APART_MAX);
+            if size > 0 && (is_large || is_late) {
                 spill.write(std::mem::take(&mut together), self.encoding);
                 size = 0;
             }

@@ -3,14 +3,16 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use memchr::memchr_iter;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::progress::{PING, Progress};
 use crate::destination::Outcome;
 use crate::frame::CONTROL_BYTES_MAX;
 
@@ -32,23 +34,39 @@ struct Written {
     reply: oneshot::Sender<Outcome>,
 }
 
-type Unanswered = Mutex<VecDeque<Written>>;
+/// What reading and writing share.
+struct State {
+    unanswered: Mutex<VecDeque<Written>>,
+    /// Something was answered.
+    answered: Notify,
+    progress: Arc<Progress>,
+}
 
-/// Serves a connection until it fails, or until no call can come any more and all are answered.
+impl State {
+    fn unanswered(&self) -> MutexGuard<'_, VecDeque<Written>> {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves a connection until it fails, until no call can come any more and all are answered, or until the other relay
+/// has not answered a probe for `timeout`.
 pub(super) async fn serve(
     mut reader: BufReader<OwnedReadHalf>,
     mut writer: OwnedWriteHalf,
     mut jobs: mpsc::Receiver<Job>,
+    progress: Arc<Progress>,
+    timeout: Duration,
 ) {
-    let unanswered = Unanswered::default();
+    let state = State { unanswered: Mutex::default(), answered: Notify::new(), progress };
     let ended = {
-        let reading = read(&mut reader, &unanswered);
+        let reading = read(&mut reader, &state);
         tokio::pin!(reading);
         tokio::select! {
             ended = &mut reading => ended,
-            written = write(&mut writer, &mut jobs, &unanswered) => match written {
-                // Half-closed, it gets the answers that are still to come, and then its end. Where writing failed,
-                // what was answered before is heard too.
+            error = watch(&state.progress, timeout) => Err(error),
+            written = write(&mut writer, &mut jobs, &state, timeout / 2) => match written {
+                // All is answered: half-closed, it is closed by the other relay. Where writing failed, what was
+                // answered before is heard too.
                 Ok(()) if writer.shutdown().await.is_ok() => reading.await,
                 Ok(()) => Err(io::ErrorKind::BrokenPipe.into()),
                 Err(error) => reading.await.and(Err(error)),
@@ -57,48 +75,79 @@ pub(super) async fn serve(
     };
     jobs.close();
     let reason = ended.err().map_or_else(|| "it was closed".to_owned(), |error| error.to_string());
-    for written in unanswered.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    for written in std::mem::take(&mut *state.unanswered()) {
         let message = format!("the connection to the relay ended before it answered: {reason}");
         // Whoever made the call may have gone.
         let _ = written.reply.send(Outcome::Unknown { message });
     }
 }
 
-/// Writes calls until there are none and never will be.
+/// Resolves when the other relay does nothing any more.
+async fn watch(progress: &Progress, timeout: Duration) -> io::Error {
+    let mut looks = 0;
+    // Looked at twice: where this process stood still itself, the answer may be here and not be heard yet.
+    while looks < 2 {
+        tokio::time::sleep(timeout / 8).await;
+        looks = if progress.is_dead(Instant::now(), timeout) { looks + 1 } else { 0 };
+    }
+    io::Error::new(io::ErrorKind::TimedOut, format!("a ping was not answered for {timeout:?}"))
+}
+
+/// Writes calls until there are none, never will be, and all are answered. While answers are waited for, probes go out.
 async fn write(
     writer: &mut OwnedWriteHalf,
     jobs: &mut mpsc::Receiver<Job>,
-    unanswered: &Unanswered,
+    state: &State,
+    probe_every: Duration,
 ) -> io::Result<()> {
-    let mut scratch = Vec::new();
-    let mut id = 0;
-    while let Some(Job { stream, lines, reply }) = jobs.recv().await {
-        id += 1;
-        let written = Written { id, reply };
-        unanswered.lock().unwrap_or_else(PoisonError::into_inner).push_back(written);
-        let mut start = 0;
-        for end in memchr_iter(b'\n', &lines) {
-            let line = &lines[start..=end];
-            start = end + 1;
-            if !scratch.is_empty() && scratch.len() + line.len() > WRITE_BYTES {
-                writer.write_all(&scratch).await?;
-                scratch.clear();
+    let (mut id, mut is_open) = (0, true);
+    while is_open || !state.unanswered().is_empty() {
+        tokio::select! {
+            job = jobs.recv(), if is_open => match job {
+                Some(job) => {
+                    id += 1;
+                    write_call(writer, job, id, state).await?;
+                }
+                None => is_open = false,
+            },
+            () = state.answered.notified(), if !is_open => (),
+            () = tokio::time::sleep(probe_every) => {
+                if state.progress.has_read_all() && !state.unanswered().is_empty() {
+                    state.progress.ask(Instant::now());
+                    writer.write_all(PING).await?;
+                }
             }
-            scratch.extend_from_slice(stream.as_bytes());
-            scratch.push(b' ');
-            scratch.extend_from_slice(line);
         }
-        scratch.extend_from_slice(format!("!sync {id}\n").as_bytes());
-        writer.write_all(&scratch).await?;
-        scratch.clear();
-        // A line may have been a megabyte.
-        scratch.shrink_to(WRITE_BYTES);
     }
     Ok(())
 }
 
+/// Writes a call and its sync, between two pings.
+async fn write_call(writer: &mut OwnedWriteHalf, job: Job, id: u64, state: &State) -> io::Result<()> {
+    let Job { stream, lines, reply } = job;
+    state.unanswered().push_back(Written { id, reply });
+    state.progress.ask(Instant::now());
+    let mut scratch = PING.to_vec();
+    let mut start = 0;
+    for end in memchr_iter(b'\n', &lines) {
+        let line = &lines[start..=end];
+        start = end + 1;
+        if scratch.len() + line.len() > WRITE_BYTES {
+            writer.write_all(&scratch).await?;
+            scratch.clear();
+        }
+        scratch.extend_from_slice(stream.as_bytes());
+        scratch.push(b' ');
+        scratch.extend_from_slice(line);
+    }
+    scratch.extend_from_slice(format!("!sync {id}\n").as_bytes());
+    state.progress.ask(Instant::now());
+    scratch.extend_from_slice(PING);
+    writer.write_all(&scratch).await
+}
+
 /// Hears answers until the connection ends.
-async fn read(reader: &mut BufReader<OwnedReadHalf>, unanswered: &Unanswered) -> io::Result<()> {
+async fn read(reader: &mut BufReader<OwnedReadHalf>, state: &State) -> io::Result<()> {
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -111,13 +160,17 @@ async fn read(reader: &mut BufReader<OwnedReadHalf>, unanswered: &Unanswered) ->
             return Err(io::Error::other("it ended within an answer"));
         }
         let text = String::from_utf8_lossy(&line);
-        let mut unanswered = unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+        if text.trim_end() == "!pong" && state.progress.hear(Instant::now()) {
+            continue;
+        }
+        let mut unanswered = state.unanswered();
         let answer = understand(text.trim_end());
         match (answer, unanswered.front().map(|written| written.id)) {
             (Some((id, outcome)), Some(first)) if id == first => {
                 let written = unanswered.pop_front().expect("it was looked at");
                 // Whoever made the call may have gone.
                 let _ = written.reply.send(outcome);
+                state.answered.notify_one();
             }
             _ => return Err(io::Error::other(format!("the answer {text:?} was not expected"))),
         }
@@ -146,7 +199,13 @@ mod tests {
         let (mut peer, _) = listener.accept().await.unwrap();
         let (reader, writer) = socket.into_split();
         let (jobs, waiting) = mpsc::channel(1);
-        let serving = tokio::spawn(serve(BufReader::new(reader), writer, waiting));
+        let serving = tokio::spawn(serve(
+            BufReader::new(reader),
+            writer,
+            waiting,
+            Arc::default(),
+            Duration::from_secs(60),
+        ));
         let (reply, answer) = oneshot::channel();
         let job = Job { stream: "clicks".into(), lines: Bytes::from_static(b"one\n"), reply };
         jobs.send(job).await.unwrap();
@@ -156,6 +215,53 @@ mod tests {
         let outcome = answer.await.unwrap();
         assert!(matches!(outcome, Outcome::Unknown { .. }), "{outcome:?}");
         serving.await.unwrap();
+    }
+
+    /// A connection on which a call of one line was made, and what becomes of that.
+    async fn called(timeout: Duration) -> (tokio::net::TcpStream, oneshot::Receiver<Outcome>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (peer, _) = listener.accept().await.unwrap();
+        let (reader, writer) = socket.into_split();
+        let (jobs, waiting) = mpsc::channel(1);
+        tokio::spawn(serve(BufReader::new(reader), writer, waiting, Arc::default(), timeout));
+        let (reply, answer) = oneshot::channel();
+        let job = Job { stream: "clicks".into(), lines: Bytes::from_static(b"one\n"), reply };
+        jobs.send(job).await.unwrap();
+        (peer, answer)
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_answers_no_ping_ends_the_call() {
+        let (mut peer, answer) = called(Duration::from_millis(100)).await;
+        let outcome = answer.await.unwrap();
+        assert!(
+            matches!(&outcome, Outcome::Unknown { message } if message.contains("a ping")),
+            "{outcome:?}"
+        );
+        let mut said = String::new();
+        peer.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "!ping\nclicks one\n!sync 1\n!ping\n");
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_is_paused_or_waits_itself_may_take_its_time() {
+        let limit = Duration::from_millis(100);
+        let (mut peer, mut answer) = called(limit).await;
+        // It has read as far as the call, and is paused for the event.
+        peer.write_all(b"!pong\n").await.unwrap();
+        assert!(tokio::time::timeout(4 * limit, &mut answer).await.is_err(), "that is no fault");
+        // It has room again, and waits for its own destination: now it is asked whether it lives.
+        peer.write_all(b"!pong\n").await.unwrap();
+        let mut said = vec![0; "!ping\nclicks one\n!sync 1\n!ping\n".len()];
+        peer.read_exact(&mut said).await.unwrap();
+        for _ in 0..3 {
+            peer.read_exact(&mut said[..PING.len()]).await.unwrap();
+            assert_eq!(&said[..PING.len()], PING);
+            peer.write_all(b"!pong\n").await.unwrap();
+        }
+        peer.write_all(b"!synced 1\n").await.unwrap();
+        assert_eq!(answer.await.unwrap(), Outcome::Accepted);
     }
 
     #[test]
