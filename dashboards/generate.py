@@ -617,6 +617,13 @@ def memory_and_spool():
         runbook='StandpipeSpoolDamaged',
     )
     yield series(
+        'Dead letters',
+        'Bytes of the files of events that could not be delivered and are kept.',
+        [(f'sum by (instance) (standpipe_dead_letter_bytes{{{RELAY}}})', '{{instance}}')],
+        'bytes',
+        runbook='StandpipeDeadLetters',
+    )
+    yield series(
         'Syncs to disk',
         'How long fsync took, of the spool and of the directory destination.',
         quantiles('standpipe_fsync_duration_seconds'),
