@@ -74,7 +74,7 @@ pub struct FirehoseSettings {
     pub connect_timeout: Duration,
     /// The number of idle connections kept; more are opened as calls need them.
     pub max_idle_connections: usize,
-    /// Whether large bodies that are ready together are hashed together, rather than by the SDK one by one.
+    /// Whether bodies that are ready together are hashed together, rather than one by one.
     pub groups_hashes: bool,
 }
 
@@ -115,7 +115,7 @@ pub enum FirehoseError {
 #[derive(Debug)]
 pub struct Firehose {
     connector: SharedHttpConnector,
-    signer: Signer,
+    signer: Box<Signer>,
     /// What the SDK's chain found to ask for credentials.
     credentials: Option<SharedCredentialsProvider>,
     expiry: Arc<Expiry>,
@@ -164,7 +164,7 @@ impl Firehose {
         let hasher = settings.groups_hashes.then(|| Hasher::start(settings.max_idle_connections)).transpose();
         Ok(Self {
             connector,
-            signer: signer.map_err(FirehoseError::NoRequest)?,
+            signer: Box::new(signer.map_err(FirehoseError::NoRequest)?),
             credentials,
             expiry,
             hasher: hasher.map_err(FirehoseError::NoThread)?,

@@ -107,6 +107,7 @@ impl Template {
         let uri = sample.uri();
         let rest = uri.split_once("://")?.1;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
         let path = if path.is_empty() { "/".to_owned() } else { path.to_owned() };
         if !is_plain(&path) {
             return None;
