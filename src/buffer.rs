@@ -92,10 +92,13 @@ impl Buffer {
         self.lines.len() + self.encoder.as_ref().map_or(0, |encoder| encoder.bytes())
     }
 
-    /// Hints that a line of `length` bytes will be appended soon. The encoder's end is warm anyway.
+    /// Hints that a line of `length` bytes will be appended soon, where it is known to which place. The encoder's end
+    /// is warm anyway.
     #[inline]
     pub fn prefetch(&self, length: usize) {
-        prefetch::for_writing(self.lines.as_ptr().wrapping_add(self.lines.len()), length);
+        if self.lines.capacity() > 0 {
+            prefetch::for_writing(self.lines.as_ptr().wrapping_add(self.lines.len()), length);
+        }
     }
 
     /// Appends one line, LF included, received at `now`.

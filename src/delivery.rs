@@ -44,6 +44,9 @@ const GATHER_WAIT: Duration = Duration::from_millis(5);
 const IDLE_STREAM: Duration = Duration::from_secs(3600);
 /// While draining no lane waits longer than this.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Calls that are chosen before there is a place for them, so that many small ones are prepared together: hashing
+/// sixteen bodies side by side takes a third of the time.
+const CALLS_AHEAD: usize = 16;
 /// A lane that keeps failing is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -166,10 +169,13 @@ pub struct Delivery {
     /// Failing lanes that wait for a call of a failing lane to end.
     starved_failing: VecDeque<usize>,
     lanes_free: Vec<usize>,
+    /// Calls that are under way, or chosen and waiting for their place.
     in_flight: usize,
     failing_in_flight: usize,
     /// Calls that this step has chosen.
     starting: Vec<(Call, Started)>,
+    /// Calls that are prepared and wait for a place.
+    ready: VecDeque<(Call, Started)>,
     ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
     released: bool,
     drained: Option<oneshot::Sender<()>>,
@@ -202,6 +208,7 @@ impl Delivery {
             in_flight: 0,
             failing_in_flight: 0,
             starting: Vec::new(),
+            ready: VecDeque::new(),
             // Bounded by the calls in flight.
             ended: mpsc::unbounded_channel(),
             released: false,
@@ -259,11 +266,13 @@ impl Delivery {
         self.hear_of_letters(now);
         self.fire_timers(now);
         self.spill(now);
-        self.wake_starved();
-        while let Some(lane) = self.runnable.pop_front() {
-            self.run_lane(lane, now);
+        for lane in self.take_starved() {
+            self.run_lane(lane, self.in_flight < self.chosen_max(), now);
         }
-        self.set_off();
+        while let Some(lane) = self.runnable.pop_front() {
+            self.run_lane(lane, self.in_flight < self.chosen_max() && self.starved.is_empty(), now);
+        }
+        self.set_off(now);
         if std::mem::take(&mut self.released) && self.parts.memory.waiting() > 0 {
             self.parts.returns.iter().for_each(|shard| shard.bell.ring());
         }
@@ -390,15 +399,21 @@ impl Delivery {
         }
     }
 
-    /// Gives places that have become free to the lanes that have waited longest for one, before any other: behind
-    /// lanes that have just become ready they would find no place again and again.
-    fn wake_starved(&mut self) {
-        let free = self.calls_max().saturating_sub(self.in_flight);
+    /// The lanes that have waited longest for a place, as many as there are places: they go before any other, or they
+    /// would find none again and again behind lanes that have just become ready. Where many wait, a whole group of
+    /// them goes at once.
+    fn take_starved(&mut self) -> Vec<usize> {
+        let free = self.chosen_max().saturating_sub(self.in_flight);
         let free_failing = self.failing_calls_max().saturating_sub(self.failing_in_flight).min(free);
-        for (starved, free) in [(&mut self.starved_failing, free_failing), (&mut self.starved, free)] {
-            let woken = free.min(starved.len());
-            starved.drain(..woken).rev().for_each(|lane| self.runnable.push_front(lane));
-        }
+        let woken = if free < CALLS_AHEAD && self.starved.len() >= CALLS_AHEAD { 0 } else { free };
+        let mut taken: Vec<usize> = self.starved.drain(..woken.min(self.starved.len())).collect();
+        taken.extend(self.starved_failing.drain(..free_failing.min(self.starved_failing.len())));
+        taken
+    }
+
+    /// Calls that may be chosen and not have ended.
+    fn chosen_max(&self) -> usize {
+        self.calls_max() + CALLS_AHEAD
     }
 
     fn calls_max(&self) -> usize {
@@ -409,9 +424,9 @@ impl Delivery {
         self.calls_max().div_ceil(2)
     }
 
-    /// Starts a call of a lane if it may have one. Others have their turn before it is looked at again.
-    fn run_lane(&mut self, index: usize, now: Instant) {
-        let (limits, full) = (self.limits, self.in_flight >= self.calls_max());
+    /// Chooses a call of a lane if it may have one. Others have their turn before it is looked at again.
+    fn run_lane(&mut self, index: usize, has_place: bool, now: Instant) {
+        let limits = self.limits;
         let failing_full = self.failing_in_flight >= self.failing_calls_max();
         let Some(entry) = self.lanes[index].as_mut() else { return };
         entry.is_awake = false;
@@ -428,9 +443,9 @@ impl Delivery {
             }
             Readiness::Now => (),
         }
-        if full || (failing_full && entry.policy.is_failing()) {
+        if !has_place || (failing_full && entry.policy.is_failing()) {
             entry.is_awake = true;
-            let starved = if full { &mut self.starved } else { &mut self.starved_failing };
+            let starved = if has_place { &mut self.starved_failing } else { &mut self.starved };
             starved.push_back(index);
             return;
         }
@@ -495,14 +510,15 @@ impl Delivery {
         self.starting.push((call, Started { lane: index, piece, started: now, was_failing }));
     }
 
-    /// Sets the calls off that were chosen in this step. They are prepared together, which is cheaper than one by
-    /// one.
-    fn set_off(&mut self) {
-        if self.starting.is_empty() {
-            return;
-        }
+    /// Prepares the calls that were chosen in this step together, which is cheaper than one by one, and sets off
+    /// those that there is a place for. When nothing more is to be called, all are: they share the end of the others.
+    fn set_off(&mut self, now: Instant) {
         self.parts.destination.prepare(self.starting.iter_mut().map(|(call, _)| call));
-        for (call, started) in self.starting.drain(..) {
+        self.ready.extend(self.starting.drain(..));
+        let places = self.calls_max().saturating_sub(self.in_flight - self.ready.len());
+        let places = if spill::is_leaving(&self.spill) { usize::MAX } else { places };
+        for (call, started) in self.ready.drain(..places.min(self.ready.len())) {
+            let started = Started { started: now, ..started };
             let (destination, ended) = (Arc::clone(&self.parts.destination), self.ended.0.clone());
             let mut cut = self.cut.subscribe();
             tokio::spawn(async move {

@@ -15,6 +15,8 @@ use crate::queue::Returns;
 
 mod epoll;
 pub mod probe;
+#[cfg(test)]
+mod tests;
 mod uring;
 
 use self::epoll::Epoll;

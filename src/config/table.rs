@@ -397,8 +397,8 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         key: "body_hash",
         group: Group::Calls,
         help: "How the bodies of calls are hashed for their signature",
-        doc: "\"grouped\" hashes large bodies that are ready together side by side where the processor has SHA \
-              extensions or AVX-512, at about half the cost. \"standard\" leaves every body to the AWS SDK.",
+        doc: "\"grouped\" hashes bodies that are ready together side by side where the processor has SHA \
+              extensions or AVX-512, at about half the cost. \"standard\" hashes every body by itself.",
         default: r#""grouped""#,
         kind: Kind::Choice {
             names: &BodyHash::NAMES,

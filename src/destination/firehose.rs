@@ -1,6 +1,7 @@
-//! Amazon Data Firehose: one PutRecordBatch a call, with the body that the caller has encoded. Credentials,
-//! signing, endpoints, time-outs and TLS are the SDK's. It is not the place for retries, rates or bisecting: those
-//! are the lane's, and the SDK's own retries are off so that the lane sees every attempt.
+//! Amazon Data Firehose: one PutRecordBatch a call, with the body that the caller has encoded. Credentials, endpoint,
+//! headers, connections and TLS are the SDK's; the way from call to request and from answer to outcome is ours, since
+//! the SDK's own costs more than a small body does. It is not the place for retries, rates or bisecting: those are
+//! the lane's.
 //!
 //! Invariants:
 //! - One call is at most one HTTP request.
@@ -9,39 +10,41 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::ProvideCredentials;
-use aws_sdk_firehose::Client;
+use aws_sdk_firehose::config::SharedCredentialsProvider;
 use aws_sdk_firehose::config::http::HttpResponse;
-use aws_sdk_firehose::config::retry::RetryConfig;
-use aws_sdk_firehose::config::timeout::TimeoutConfig;
-use aws_sdk_firehose::config::{SharedCredentialsProvider, SharedHttpClient, StalledStreamProtectionConfig};
-use aws_sdk_firehose::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_firehose::operation::put_record_batch::PutRecordBatchError;
-use aws_sdk_firehose::types::PutRecordBatchResponseEntry;
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
-use aws_smithy_runtime_api::client::http::{HttpConnectorSettings, SharedHttpConnector, http_client_fn};
+use aws_smithy_runtime_api::client::connection::CaptureSmithyConnection;
+use aws_smithy_runtime_api::client::http::{HttpConnector as _, HttpConnectorSettings, SharedHttpConnector};
+use http_body::Body as _;
 use thiserror::Error;
 
+mod answer;
 mod body;
 mod classify;
 mod credentials;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
 mod hasher;
+mod request;
 mod sha256;
+mod signer;
 #[cfg(test)]
 mod tests;
 
-use self::body::{Progress, RawBody, Stage};
+use self::answer::{Entry, Refused, Success};
+use self::body::{Progress, Stage, TrackedBody};
 use self::classify::{Verdict, classify, classify_record};
 use self::credentials::{Expiry, Watched};
 use self::hasher::Hasher;
+use self::signer::Signer;
 use super::{Call, Outcome, RecordOutcome, Refusal};
 
 /// A connection that has been idle for longer is closed by us. Short, because a request that meets the service's
@@ -50,6 +53,9 @@ const IDLE_CONNECTION_MAX: Duration = Duration::from_secs(20);
 
 /// How long the start waits for credentials before it warns and goes on without.
 const CREDENTIALS_CHECK_MAX: Duration = Duration::from_secs(5);
+
+/// No answer is longer: 500 entries, each with an id or an error and its message.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// No sentence carries more of a text that came from outside than this, in characters.
 const QUOTED_CHARACTERS_MAX: usize = 300;
@@ -68,7 +74,7 @@ pub struct FirehoseSettings {
     pub connect_timeout: Duration,
     /// The number of idle connections kept; more are opened as calls need them.
     pub max_idle_connections: usize,
-    /// Whether large bodies that are ready together are hashed together, rather than by the SDK one by one.
+    /// Whether bodies that are ready together are hashed together, rather than one by one.
     pub groups_hashes: bool,
 }
 
@@ -94,6 +100,9 @@ pub enum FirehoseError {
     /// The thread that hashes bodies cannot be started.
     #[error("the thread that hashes bodies cannot be started: {0}")]
     NoThread(std::io::Error),
+    /// The SDK makes no request with this configuration.
+    #[error("no request to Firehose can be made: {0}; check the endpoint, the region and the AWS profile")]
+    NoRequest(String),
     /// The endpoint is no URL that requests can go to.
     #[error("the endpoint {url:?} cannot be used: write it as https://HOST or http://HOST:PORT")]
     BadEndpoint {
@@ -105,11 +114,20 @@ pub enum FirehoseError {
 /// A client of Amazon Data Firehose. Calls may be made concurrently.
 #[derive(Debug)]
 pub struct Firehose {
-    client: Client,
+    connector: SharedHttpConnector,
+    signer: Box<Signer>,
     /// What the SDK's chain found to ask for credentials.
     credentials: Option<SharedCredentialsProvider>,
     expiry: Arc<Expiry>,
     hasher: Option<Hasher>,
+    call_timeout: Duration,
+}
+
+/// An answer that was read to its end.
+struct Answer {
+    status: u16,
+    error: Option<String>,
+    body: Vec<u8>,
 }
 
 impl Firehose {
@@ -120,31 +138,38 @@ impl Firehose {
         if let Some(region) = &settings.region {
             loader = loader.region(Region::new(region.clone()));
         }
-        let firehose = Self::from_config(&loader.load().await, &settings)?;
+        let firehose = Self::from_config(&loader.load().await, &settings, connector(&settings)).await?;
         firehose.check_credentials().await;
         Ok(firehose)
     }
 
-    fn from_config(shared: &SdkConfig, settings: &FirehoseSettings) -> Result<Self, FirehoseError> {
+    async fn from_config(
+        shared: &SdkConfig,
+        settings: &FirehoseSettings,
+        connector: SharedHttpConnector,
+    ) -> Result<Self, FirehoseError> {
         if shared.region().is_none_or(|region| region.as_ref().is_empty()) {
             return Err(FirehoseError::NoRegion);
         }
-        let expiry = Arc::new(Expiry::default());
-        let watch = |inner| SharedCredentialsProvider::new(Watched { inner, expiry: Arc::clone(&expiry) });
-        let credentials = shared.credentials_provider().map(watch);
-        let mut config = aws_sdk_firehose::config::Builder::from(shared)
-            .retry_config(RetryConfig::disabled())
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .timeout_config(timeouts(settings))
-            .http_client(http_client(settings));
-        config.set_credentials_provider(credentials.clone());
+        let mut config = aws_sdk_firehose::config::Builder::from(shared);
         if let Some(url) = &settings.endpoint_url {
             check_endpoint(url)?;
             config.set_endpoint_url(Some(url.clone()));
         }
+        let expiry = Arc::new(Expiry::default());
+        let watch = |inner| SharedCredentialsProvider::new(Watched { inner, expiry: Arc::clone(&expiry) });
+        let credentials = shared.credentials_provider().map(watch);
+        let corrects_clock = !shared.disable_clock_skew_correction().unwrap_or(false);
+        let signer = Signer::new(&config.build(), credentials.clone(), corrects_clock).await;
         let hasher = settings.groups_hashes.then(|| Hasher::start(settings.max_idle_connections)).transpose();
-        let hasher = hasher.map_err(FirehoseError::NoThread)?;
-        Ok(Self { client: Client::from_conf(config.build()), credentials, expiry, hasher })
+        Ok(Self {
+            connector,
+            signer: Box::new(signer.map_err(FirehoseError::NoRequest)?),
+            credentials,
+            expiry,
+            hasher: hasher.map_err(FirehoseError::NoThread)?,
+            call_timeout: settings.call_timeout,
+        })
     }
 
     async fn check_credentials(&self) {
@@ -176,39 +201,86 @@ impl Firehose {
     /// Makes one PutRecordBatch and says what became of it. `call.body` must be the JSON of the request, with the
     /// delivery stream's name in it.
     pub async fn call(&self, call: Call) -> Outcome {
-        let progress = Progress::new();
         let digest = match (&call.digest, &self.hasher) {
+            (Some(digest), _) => digest.clone(),
             (None, Some(hasher)) => hasher.digest(&call).await,
-            (digest, _) => digest.clone(),
+            (None, None) => hasher::digest(&call.body),
         };
-        let raw_body = RawBody { body: call.body.clone(), digest, progress: Arc::clone(&progress) };
-        let answer = self
-            .client
-            .put_record_batch()
-            .delivery_stream_name(&*call.delivery_stream)
-            .set_records(Some(Vec::new()))
-            .customize()
-            .interceptor(raw_body)
-            .send()
-            .await;
-        match answer {
-            Ok(output) => accepted(&call, output.request_responses()),
-            Err(error) => failed(&call, &error, &progress),
+        let progress = Progress::new();
+        match tokio::time::timeout(self.call_timeout, self.attempt(&call, &digest, &progress)).await {
+            Ok(Ok(answer)) => answer.outcome(&call),
+            Ok(Err(problem)) => failed(&call, &problem, &progress),
+            Err(_) => failed(&call, &format!("no answer came within {:?}", self.call_timeout), &progress),
+        }
+    }
+
+    /// One request and its answer.
+    async fn attempt(&self, call: &Call, digest: &str, progress: &Arc<Progress>) -> Result<Answer, String> {
+        let stamp = self.signer.stamp().await?;
+        let mut request = stamp.request(TrackedBody::new(&call.body, progress), digest);
+        let connection = CaptureSmithyConnection::new();
+        request.add_extension(connection.clone());
+        progress.signed();
+        let sent = SystemTime::now();
+        let response = self.connector.call(request).await.map_err(|error| chain(&error))?;
+        self.signer.learn(response.headers(), sent);
+        let answer = read(response).await?;
+        if matches!(answer.status, 500 | 502..=504)
+            && let Some(connection) = connection.get()
+        {
+            // What answers so may be behind this connection only; the next call is to come by another.
+            connection.poison();
+        }
+        Ok(answer)
+    }
+}
+
+/// Reads an answer to its end.
+async fn read(response: HttpResponse) -> Result<Answer, String> {
+    let error = response.headers().get("x-amzn-errortype").map(str::to_owned);
+    let mut answer = Answer { status: response.status().as_u16(), error, body: Vec::new() };
+    let mut body = pin!(response.into_body());
+    while let Some(frame) = std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await {
+        let frame = frame.map_err(|error| chain(&*error))?;
+        frame.data_ref().into_iter().for_each(|bytes| answer.body.extend_from_slice(bytes));
+        if answer.body.len() > ANSWER_BYTES_MAX {
+            return Err(format!("the answer is longer than {ANSWER_BYTES_MAX} bytes"));
+        }
+    }
+    Ok(answer)
+}
+
+impl Answer {
+    fn outcome(&self, call: &Call) -> Outcome {
+        if self.status / 100 != 2 {
+            return self.refusal(call);
+        }
+        match serde_json::from_slice::<Success<'_>>(&self.body) {
+            Ok(success) => accepted(call, &success.entries),
+            Err(error) => {
+                unknown(call, format_args!("HTTP {} (what it says cannot be read: {error})", self.status))
+            }
+        }
+    }
+
+    fn refusal(&self, call: &Call) -> Outcome {
+        let Refused { code, message } = Refused::read(self.error.as_deref(), &self.body);
+        let mut answer = format!("HTTP {}", self.status);
+        if let Some(code) = &code {
+            let _ = write!(answer, " {}", quote(code));
+        }
+        if let Some(message) = &message {
+            let _ = write!(answer, " ({})", quote(message));
+        }
+        match classify(self.status, code.as_deref(), message.as_deref()) {
+            Verdict::Refused(kind, hint) => refused(call, kind, format_args!("{answer}: {hint}")),
+            Verdict::Unknown => unknown(call, format_args!("{answer}")),
         }
     }
 }
 
-fn timeouts(settings: &FirehoseSettings) -> TimeoutConfig {
-    TimeoutConfig::builder()
-        .connect_timeout(settings.connect_timeout)
-        .operation_attempt_timeout(settings.call_timeout)
-        .disable_operation_timeout()
-        .disable_read_timeout()
-        .build()
-}
-
-/// The SDK's own client, with a pool of our size. Like the SDK's default it honours `HTTPS_PROXY` and `NO_PROXY`.
-fn http_client(settings: &FirehoseSettings) -> SharedHttpClient {
+/// The SDK's own connector, with a pool of our size. Like the SDK's default it honours `HTTPS_PROXY` and `NO_PROXY`.
+fn connector(settings: &FirehoseSettings) -> SharedHttpConnector {
     let connector = Connector::builder()
         .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
         .pool_idle_timeout(IDLE_CONNECTION_MAX)
@@ -218,12 +290,11 @@ fn http_client(settings: &FirehoseSettings) -> SharedHttpClient {
             HttpConnectorSettings::builder().connect_timeout(settings.connect_timeout).build(),
         )
         .build();
-    let connector = SharedHttpConnector::new(connector);
-    http_client_fn(move |_, _| connector.clone())
+    SharedHttpConnector::new(connector)
 }
 
 /// A call that was answered with success: the entries decide, whatever FailedPutCount says.
-fn accepted(call: &Call, entries: &[PutRecordBatchResponseEntry]) -> Outcome {
+fn accepted(call: &Call, entries: &[Entry<'_>]) -> Outcome {
     if entries.len() != call.records {
         return unknown(
             call,
@@ -241,14 +312,11 @@ fn accepted(call: &Call, entries: &[PutRecordBatchResponseEntry]) -> Outcome {
     }
 }
 
-fn failed(call: &Call, error: &SdkError<PutRecordBatchError, HttpResponse>, progress: &Progress) -> Outcome {
-    if let Some(response) = error.raw_response() {
-        return refused_by_service(call, response.status().as_u16(), error);
-    }
-    let problem = chain(error);
-    match (error, progress.abandon()) {
-        (_, Stage::Sent) => unknown(call, format_args!("{problem}")),
-        (SdkError::DispatchFailure(_) | SdkError::TimeoutError(_), Stage::Preparing) => refused(
+/// A call that got no answer to its end.
+fn failed(call: &Call, problem: &str, progress: &Progress) -> Outcome {
+    match progress.abandon() {
+        Stage::Sent => unknown(call, format_args!("{problem}")),
+        Stage::Preparing => refused(
             call,
             Refusal::Credentials,
             format_args!(
@@ -256,35 +324,11 @@ fn failed(call: &Call, error: &SdkError<PutRecordBatchError, HttpResponse>, prog
                  AWS_PROFILE, or give the host a role; the events are kept meanwhile"
             ),
         ),
-        _ => refused(
+        Stage::Signed | Stage::Abandoned => refused(
             call,
             Refusal::Transient,
             format_args!("nothing was sent ({problem}): check the network and the endpoint"),
         ),
-    }
-}
-
-fn refused_by_service(
-    call: &Call,
-    status: u16,
-    error: &SdkError<PutRecordBatchError, HttpResponse>,
-) -> Outcome {
-    let mut answer = format!("HTTP {status}");
-    if let Some(code) = error.code() {
-        let _ = write!(answer, " {}", quote(code));
-    }
-    match error.message() {
-        Some(message) => {
-            let _ = write!(answer, " ({})", quote(message));
-        }
-        None if error.code().is_none() => {
-            let _ = write!(answer, " ({})", chain(error));
-        }
-        None => {}
-    }
-    match classify(status, error.code(), error.message()) {
-        Verdict::Refused(kind, hint) => refused(call, kind, format_args!("{answer}: {hint}")),
-        Verdict::Unknown => unknown(call, format_args!("{answer}")),
     }
 }
 

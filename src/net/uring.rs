@@ -3,6 +3,9 @@
 //! Ownership: what the kernel may write to (the buffers) or read from (an answer being sent) belongs to this
 //! struct and outlives the operation; a connection's slot is given up only when none of its operations is under
 //! way, so that no completion ever meets a stranger under its key.
+//!
+//! Fairness: one connection alone can fill every buffer. Those that found none left are read again in the order in
+//! which they were last read, so that each has its turn however much the others send.
 
 use std::collections::VecDeque;
 use std::io;
@@ -69,6 +72,8 @@ struct Slot {
     reading: Reading,
     armed: Armed,
     cancelling: bool,
+    /// The turn in which bytes of it came last.
+    read_in: u64,
     ended: bool,
     closing: bool,
     /// Answers not handed to the kernel yet.
@@ -89,6 +94,10 @@ pub struct Uring {
     slots: Vec<Option<Slot>>,
     free: Vec<Key>,
     completions: Vec<(u64, i32, u32)>,
+    /// How often completions were taken.
+    turn: u64,
+    /// Connections that found no buffer in this turn.
+    dry: Vec<Key>,
     accept_rests_until: Option<Instant>,
 }
 
@@ -124,6 +133,8 @@ impl Uring {
             slots: Vec::new(),
             free: Vec::new(),
             completions: Vec::with_capacity(COMPLETIONS as usize),
+            turn: 0,
+            dry: Vec::new(),
             accept_rests_until: None,
         };
         driver.arm_bell();
@@ -144,6 +155,7 @@ impl Uring {
             self.enter(0, None)?;
         }
         handler.woke(Instant::now());
+        self.turn += 1;
         let mut completions = std::mem::take(&mut self.completions);
         completions
             .extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result(), entry.flags())));
@@ -165,7 +177,17 @@ impl Uring {
         }
         self.completions = completions;
         self.buffers.publish();
+        self.arm_dry();
         Ok(reaped)
+    }
+
+    /// Reads those again that found no buffer, the one that has waited longest first: the kernel serves them in the
+    /// order in which they are armed.
+    fn arm_dry(&mut self) {
+        let mut dry = std::mem::take(&mut self.dry);
+        dry.sort_by_key(|key| self.slots[*key as usize].as_ref().map(|slot| slot.read_in));
+        dry.drain(..).for_each(|key| self.arm(key));
+        self.dry = dry;
     }
 
     /// Hands in what was submitted and waits for `want` completions, at most `timeout`.
@@ -255,6 +277,7 @@ impl Uring {
             reading: Reading::Full,
             armed: Armed::No,
             cancelling: false,
+            read_in: 0,
             ended: false,
             closing: false,
             outbox: VecDeque::new(),
@@ -311,8 +334,10 @@ impl Uring {
         let buffer = cqueue::buffer_select(flags);
         let length = usize::try_from(result).unwrap_or(0);
         if let Some(buffer) = buffer {
-            let is_closing = self.slot(key).is_none_or(|slot| slot.closing);
-            if length > 0 && !is_closing {
+            let turn = self.turn;
+            let is_open =
+                self.slot(key).filter(|slot| !slot.closing).map(|slot| slot.read_in = turn).is_some();
+            if length > 0 && is_open {
                 reaped.reads += 1;
                 reaped.bytes += length as u64;
                 handler.data(key, self.buffers.filled(buffer, length));
@@ -335,7 +360,11 @@ impl Uring {
             slot.ended = true;
             handler.ended(key, end);
         }
-        self.arm(key);
+        if -result == libc::ENOBUFS {
+            self.dry.push(key);
+        } else {
+            self.arm(key);
+        }
     }
 
     fn sent(&mut self, key: Key, result: i32, handler: &mut impl Handler) {

@@ -422,9 +422,14 @@ struct Offer<'a> {
     last: u32,
 }
 
-/// What a look at a line found.
+/// What a glance or a look at a line found.
 #[derive(Clone, Copy)]
 enum Seen {
+    /// An event for a stream whose name has this hash; its payload starts so many octets into the line.
+    Named {
+        hash: u64,
+        payload: u8,
+    },
     /// An event for the stream at this place; its payload starts so many octets into the line.
     Event {
         stream: u32,
@@ -444,26 +449,33 @@ impl Taker for Offer<'_> {
     type Seen = Seen;
 
     #[inline]
-    fn look(&mut self, cut: &Cut<'_>) -> Seen {
+    fn glance(&mut self, cut: &Cut<'_>) -> Seen {
         let Cut::Line(line) = cut else { return Seen::Reject(Reject::TooLong) };
-        let (name, payload) = match frame::parse(line, self.intake.shared.config.frame_bytes_max) {
-            Ok(Frame::Event { stream, payload }) => (stream, payload),
+        let name = match frame::parse(line, self.intake.shared.config.frame_bytes_max) {
+            Ok(Frame::Event { stream, .. }) => stream,
             Ok(Frame::Control(_)) => return Seen::Control,
             Err(reason) => return Seen::Reject(reason),
         };
-        let offset = (name.len() + 1) as u8;
+        let payload = (name.len() + 1) as u8;
         // A connection often repeats a name, and then its buffer is at hand, too.
         if self.intake.streams.is_at(self.last, name) {
-            return Seen::Event { stream: self.last, payload: offset };
+            return Seen::Event { stream: self.last, payload };
         }
-        match self.intake.streams.find(name).map_or_else(|| self.intake.meet(name), Ok) {
+        Seen::Named { hash: self.intake.streams.approach(name), payload }
+    }
+
+    #[inline]
+    fn look(&mut self, cut: &Cut<'_>, seen: Seen) -> Seen {
+        let (Seen::Named { hash, payload }, Cut::Line(line)) = (seen, cut) else { return seen };
+        let (name, event) = line.split_at(usize::from(payload) - 1);
+        match self.intake.streams.find(hash, name).map_or_else(|| self.intake.meet(name), Ok) {
             Err(reason) => Seen::Reject(reason),
             Ok(stream) => {
                 if let Some(local) = self.intake.streams.get(stream) {
-                    local.buffer.prefetch(payload.len());
+                    local.buffer.prefetch(event.len() - 1);
                 }
                 self.last = stream;
-                Seen::Event { stream, payload: offset }
+                Seen::Event { stream, payload }
             }
         }
     }
@@ -479,6 +491,7 @@ impl Taker for Offer<'_> {
             }
             (Seen::Reject(reason), _) => self.intake.reject(reason, self.peer),
             (_, Cut::TooLong) => self.intake.reject(Reject::TooLong, self.peer),
+            (Seen::Named { .. }, _) => unreachable!("a look resolves every name"),
         }
     }
 }

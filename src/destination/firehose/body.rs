@@ -1,5 +1,5 @@
-//! The body of a call, which is ours and not the SDK's: how it gets into the SDK's request, and how it is known
-//! whether any of it left. It is not a retry mechanism: a body is handed out at most once.
+//! The body of a call on its way out, and how it is known whether any of it left. It is not a retry mechanism: a
+//! body is handed out at most once.
 //!
 //! Invariant: once [`Progress::abandon`] has returned anything but [`Stage::Sent`], no byte of the body is handed
 //! to a connection any more, even if the HTTP client's connection task still holds the request. Without that, a
@@ -11,18 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::task::{Context, Poll};
 
-use aws_runtime::auth::PayloadSigningOverride;
-use aws_sdk_firehose::config::interceptors::BeforeTransmitInterceptorContextMut;
-use aws_sdk_firehose::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_sdk_firehose::error::BoxError;
-use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 /// How far a call got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Credentials, endpoint or signature are still being worked out.
+    /// Credentials are still being looked for.
     Preparing,
     /// Signed and given to the HTTP client: it resolves, connects, or waits.
     Signed,
@@ -38,7 +33,7 @@ impl Stage {
     }
 }
 
-/// The stage of one call, shared by the caller, the interceptor and the body.
+/// The stage of one call, shared by the caller and the body.
 #[derive(Debug)]
 pub(super) struct Progress(AtomicU8);
 
@@ -47,7 +42,8 @@ impl Progress {
         Arc::new(Self(AtomicU8::new(Stage::Preparing as u8)))
     }
 
-    fn signed(&self) {
+    /// The call is about to be given to the HTTP client.
+    pub(super) fn signed(&self) {
         let _ = self.0.compare_exchange(Stage::Preparing as u8, Stage::Signed as u8, SeqCst, SeqCst);
     }
 
@@ -65,57 +61,22 @@ impl Progress {
     }
 }
 
-/// Replaces the body that the SDK serialised by ours, twice: before signing by plain bytes, so that the SDK hashes
-/// and signs them, and after signing by the same bytes behind [`Progress`].
-#[derive(Debug)]
-pub(super) struct RawBody {
-    pub(super) body: Bytes,
-    /// The body's SHA-256 in hexadecimal, where it is known already.
-    pub(super) digest: Option<String>,
-    pub(super) progress: Arc<Progress>,
-}
-
-#[aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint]
-impl Intercept for RawBody {
-    fn name(&self) -> &'static str {
-        "RawBody"
-    }
-
-    /// With a digest that is known already, signing skips its own SHA-256, which is more than half of what a
-    /// full call costs.
-    fn modify_before_retry_loop(
-        &self,
-        context: &mut BeforeTransmitInterceptorContextMut<'_>,
-        _: &RuntimeComponents,
-        cfg: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let request = context.request_mut();
-        request.headers_mut().insert("content-length", self.body.len().to_string());
-        *request.body_mut() = SdkBody::from(self.body.clone());
-        if let Some(digest) = &self.digest {
-            cfg.interceptor_state().store_put(PayloadSigningOverride::Precomputed(digest.clone()));
-        }
-        Ok(())
-    }
-
-    fn modify_before_transmit(
-        &self,
-        context: &mut BeforeTransmitInterceptorContextMut<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let body = TrackedBody { rest: self.body.clone(), progress: Arc::clone(&self.progress) };
-        *context.request_mut().body_mut() = SdkBody::from_body_1_x(body);
-        self.progress.signed();
-        Ok(())
-    }
-}
-
 /// Bytes that tell when they are first asked for, and refuse when the call has been given up.
 #[derive(Debug)]
-struct TrackedBody {
+pub(super) struct TrackedBody {
     rest: Bytes,
     progress: Arc<Progress>,
+}
+
+impl TrackedBody {
+    pub(super) fn new(bytes: &Bytes, progress: &Arc<Progress>) -> Self {
+        Self { rest: bytes.clone(), progress: Arc::clone(progress) }
+    }
+
+    /// Bytes not handed out yet.
+    pub(super) fn len(&self) -> usize {
+        self.rest.len()
+    }
 }
 
 impl Body for TrackedBody {
@@ -147,7 +108,7 @@ mod tests {
     use super::*;
 
     fn first_frame(progress: &Arc<Progress>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let mut body = TrackedBody { rest: Bytes::from_static(b"{}"), progress: Arc::clone(progress) };
+        let mut body = TrackedBody::new(&Bytes::from_static(b"{}"), progress);
         Pin::new(&mut body).poll_frame(&mut Context::from_waker(std::task::Waker::noop()))
     }
 

@@ -1,11 +1,11 @@
-//! Any answer at all, given to a call without a network: what the SDK and we make of it together.
+//! Any answer at all, given to a call without a network: what we make of it.
 
 use std::cell::RefCell;
 use std::sync::LazyLock;
 
 use aws_credential_types::Credentials;
+use aws_sdk_firehose::config::http::HttpRequest;
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture};
-use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 
@@ -33,16 +33,15 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
 });
 
 static FIREHOSE: LazyLock<Firehose> = LazyLock::new(|| {
-    let connector = SharedHttpConnector::new(Canned);
-    let config = aws_sdk_firehose::Config::builder()
+    let credentials = Credentials::new("fuzz", "fuzz", None, None, "fuzz");
+    let shared = SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
-        .credentials_provider(Credentials::new("fuzz", "fuzz", None, None, "fuzz"))
-        .retry_config(RetryConfig::disabled())
-        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .http_client(http_client_fn(move |_, _| connector.clone()))
+        .credentials_provider(SharedCredentialsProvider::new(credentials))
         .build();
-    Firehose { client: Client::from_conf(config), credentials: None, expiry: Arc::default(), hasher: None }
+    let settings = FirehoseSettings { groups_hashes: false, ..FirehoseSettings::default() };
+    let firehose = Firehose::from_config(&shared, &settings, SharedHttpConnector::new(Canned));
+    RUNTIME.block_on(firehose).expect("the settings are good")
 });
 
 /// The outcome of a call that is answered so.

@@ -6,12 +6,15 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
+use super::request::hexadecimal;
 use super::sha256::{self, LANES_MAX};
 use crate::destination::Call;
 
-/// Smaller bodies are not worth the way to another thread and back: the SDK hashes them itself.
+/// Smaller bodies are not worth the way to another thread and back: those that start together are hashed side by
+/// side where they are ([`digest_small`]).
 const BODY_BYTES_MIN: usize = 128 * 1024;
 
 /// How long bodies that are in no hurry wait for the next: a group of sixteen costs a third less than one of four,
@@ -39,9 +42,13 @@ impl Hasher {
         Ok(Self { jobs })
     }
 
-    /// The digest of a body in lower-case hexadecimal, or nothing where the SDK should hash it: where it is
-    /// small, or more calls are under way than were announced.
-    pub(super) async fn digest(&self, call: &Call) -> Option<String> {
+    /// The digest of a body in lower-case hexadecimal. What is small, or one call more than were announced, is
+    /// hashed at once and alone.
+    pub(super) async fn digest(&self, call: &Call) -> String {
+        self.digest_in_group(call).await.unwrap_or_else(|| digest(&call.body))
+    }
+
+    async fn digest_in_group(&self, call: &Call) -> Option<String> {
         if call.body.len() < BODY_BYTES_MIN {
             return None;
         }
@@ -49,6 +56,11 @@ impl Hasher {
         self.jobs.try_send(Job { body: call.body.clone(), due: call.due, digest }).ok()?;
         hashed.await.ok()
     }
+}
+
+/// The digest of one body alone, in lower-case hexadecimal.
+pub(super) fn digest(body: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(body).into())
 }
 
 /// The first body and those that come while it may wait.
@@ -86,18 +98,8 @@ fn run(waiting: &Receiver<Job>) {
     }
 }
 
-fn hexadecimal(digest: &[u8; 32]) -> String {
-    use std::fmt::Write as _;
-    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use sha2::Digest as _;
-
     use super::*;
 
     fn call(body: Bytes) -> Call {
@@ -111,20 +113,22 @@ mod tests {
             (0..40u8).map(|fill| vec![fill; BODY_BYTES_MIN + usize::from(fill)].into()).collect();
         let ask = |body: Bytes| {
             let hasher = std::sync::Arc::clone(&hasher);
-            tokio::spawn(async move { hasher.digest(&call(body)).await.unwrap() })
+            tokio::spawn(async move { hasher.digest(&call(body)).await })
         };
         let asked: Vec<_> = bodies.iter().cloned().map(ask).collect();
         let mut digests = Vec::new();
         for digest in asked {
             digests.push(digest.await.unwrap());
         }
-        let wanted: Vec<String> =
-            bodies.iter().map(|body| hexadecimal(&sha2::Sha256::digest(body).into())).collect();
+        let wanted: Vec<String> = bodies.iter().map(|body| digest(body)).collect();
         assert_eq!(digests, wanted);
     }
 
     #[tokio::test]
-    async fn small_bodies_are_left_to_the_sdk() {
-        assert_eq!(Hasher::start(1).unwrap().digest(&call(Bytes::from_static(b"{}"))).await, None);
+    async fn small_bodies_are_hashed_where_they_are() {
+        let body = Bytes::from_static(b"{}");
+        let hasher = Hasher::start(1).unwrap();
+        assert_eq!(hasher.digest_in_group(&call(body.clone())).await, None);
+        assert_eq!(hasher.digest(&call(body.clone())).await, digest(&body));
     }
 }

@@ -18,6 +18,8 @@ use super::*;
 enum Reply {
     /// Reads the request and answers it.
     Answer(u16, String),
+    /// The same, with more behind its other headers.
+    AnswerWith(u16, &'static str, String),
     /// Reads the request, declares a longer body than it sends, and closes.
     CutAnswer(u16, String),
     /// Reads the request and closes.
@@ -79,9 +81,10 @@ async fn serve(mut socket: TcpStream, reply: Reply, requests: Arc<Mutex<Vec<Requ
     }
     while let Some(request) = read_request(&mut socket).await {
         requests.lock().expect("not poisoned").push(request);
-        let (status, body, cut) = match &reply {
-            Reply::Answer(status, body) => (status, body, 0),
-            Reply::CutAnswer(status, body) => (status, body, 10),
+        let (status, headers, body, cut) = match &reply {
+            Reply::Answer(status, body) => (status, "", body, 0),
+            Reply::AnswerWith(status, headers, body) => (status, *headers, body, 0),
+            Reply::CutAnswer(status, body) => (status, "", body, 10),
             Reply::Silence => {
                 let _ = socket.read(&mut [0]).await;
                 return;
@@ -90,7 +93,7 @@ async fn serve(mut socket: TcpStream, reply: Reply, requests: Arc<Mutex<Vec<Requ
         };
         let length = body.len() + cut;
         let answer = format!(
-            "HTTP/1.1 {status} X\r\ncontent-type: application/x-amz-json-1.1\r\ncontent-length: {length}\r\n\r\n{body}"
+            "HTTP/1.1 {status} X\r\ncontent-type: application/x-amz-json-1.1\r\ncontent-length: {length}{headers}\r\n\r\n{body}"
         );
         if socket.write_all(answer.as_bytes()).await.is_err() || cut > 0 {
             return;
@@ -129,16 +132,21 @@ fn settings(endpoint_url: &str) -> FirehoseSettings {
     FirehoseSettings { endpoint_url: Some(endpoint_url.to_owned()), ..FirehoseSettings::default() }
 }
 
-fn firehose(settings: &FirehoseSettings) -> Firehose {
+async fn firehose(settings: &FirehoseSettings) -> Firehose {
     let credentials = Credentials::new("AKIDTEST", "secret", None, None, "test");
-    firehose_with(settings, Some(SharedCredentialsProvider::new(credentials)))
+    firehose_with(settings, Some(SharedCredentialsProvider::new(credentials))).await
 }
 
-fn firehose_with(settings: &FirehoseSettings, credentials: Option<SharedCredentialsProvider>) -> Firehose {
+async fn firehose_with(
+    settings: &FirehoseSettings,
+    credentials: Option<SharedCredentialsProvider>,
+) -> Firehose {
     let mut shared = SdkConfig::builder().behavior_version(BehaviorVersion::latest());
     shared.set_region(Some(Region::new("eu-west-1")));
     shared.set_credentials_provider(credentials);
-    Firehose::from_config(&shared.build(), settings).expect("the settings are good")
+    Firehose::from_config(&shared.build(), settings, connector(settings))
+        .await
+        .expect("the settings are good")
 }
 
 fn call(records: usize) -> Call {
@@ -166,7 +174,7 @@ const FAILURE: &str = r#"{"ErrorCode":"InternalFailure","ErrorMessage":"Internal
 async fn outcome_of(records: usize, reply: Reply) -> Outcome {
     let seen = usize::from(!matches!(reply, Reply::CloseBeforeRequest));
     let server = Server::start(reply).await;
-    let outcome = firehose(&settings(&server.url())).call(call(records)).await;
+    let outcome = firehose(&settings(&server.url())).await.call(call(records)).await;
     assert_eq!(server.connections(), 1, "{outcome:?}");
     assert_eq!(server.requests().len(), seen, "{outcome:?}");
     outcome
@@ -207,7 +215,8 @@ fn signature(request: &Request) -> String {
     let headers: String =
         signed_headers.split(';').map(|name| format!("{name}:{}\n", request.headers[name].trim())).collect();
     let digest = hex(&Sha256::digest(&request.body));
-    let canonical = format!("POST\n/\n\n{headers}\n{signed_headers}\n{digest}");
+    let path = request.line.split(' ').nth(1).expect("a request line has a path");
+    let canonical = format!("POST\n{path}\n\n{headers}\n{signed_headers}\n{digest}");
     let scope = field("Credential=").split_once('/').expect("a key and a scope").1;
     let date = &request.headers["x-amz-date"];
     let to_sign = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{}", hex(&Sha256::digest(canonical)));
@@ -218,7 +227,7 @@ fn signature(request: &Request) -> String {
 #[tokio::test]
 async fn the_request_is_ours_byte_for_byte() {
     let server = Server::start(Reply::Answer(200, answer_of(0, &[OK, OK]))).await;
-    let firehose = firehose(&settings(&server.url()));
+    let firehose = firehose(&settings(&server.url())).await;
     let call = call(2);
     for _ in 0..2 {
         assert_eq!(firehose.call(call.clone()).await, Outcome::Accepted);
@@ -242,6 +251,42 @@ async fn the_request_is_ours_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn a_session_token_and_the_path_of_an_endpoint_are_signed_too() {
+    let server = Server::start(Reply::Answer(200, answer_of(0, &[OK]))).await;
+    let credentials = Credentials::new("AKIDTEST", "secret", Some("a token".to_owned()), None, "test");
+    let provider = SharedCredentialsProvider::new(credentials);
+    for (path, line) in [("", "/"), ("/", "/"), ("/a/b.c", "/a/b.c/"), ("/a/", "/a/")] {
+        let settings = settings(&(server.url() + path));
+        let firehose = firehose_with(&settings, Some(provider.clone())).await;
+        assert_eq!(firehose.call(call(1)).await, Outcome::Accepted);
+        let requests = server.requests();
+        let request = requests.last().expect("it was sent");
+        assert_eq!(request.line, format!("POST {line} HTTP/1.1"));
+        assert_eq!(request.headers["x-amz-security-token"], "a token");
+        let authorization = &request.headers["authorization"];
+        assert!(authorization.contains("host;") && authorization.contains("x-amz-security-token;"));
+        assert_eq!(authorization.rsplit_once("Signature=").expect("it is signed").1, signature(request));
+    }
+    let settings = settings(&(server.url() + "/a%20b"));
+    let shared = SdkConfig::builder().behavior_version(BehaviorVersion::latest());
+    let shared = shared.region(Region::new("eu-west-1")).build();
+    let refused = Firehose::from_config(&shared, &settings, connector(&settings)).await;
+    assert!(refused.expect_err("it would have to be encoded twice").to_string().contains("path"));
+}
+
+/// The service's clock decides: what it says in one answer is signed in the next call.
+#[tokio::test]
+async fn the_time_is_the_services() {
+    let head = "\r\ndate: Fri, 01 Jan 2100 12:00:00 GMT";
+    let server = Server::start(Reply::AnswerWith(400, head, r#"{"__type":"RequestExpired"}"#.into())).await;
+    let firehose = firehose(&settings(&server.url())).await;
+    for year in ["20", "2100"] {
+        assert_eq!(refusal(&firehose.call(call(1)).await), Some(Refusal::Transient));
+        assert!(server.requests().last().expect("it was sent").headers["x-amz-date"].starts_with(year));
+    }
+}
+
+#[tokio::test]
 async fn a_full_body_arrives_whole() {
     let server = Server::start(Reply::Answer(200, answer_of(0, &[OK]))).await;
     let body = Bytes::from(vec![b'x'; 5_600_000]);
@@ -252,7 +297,7 @@ async fn a_full_body_arrives_whole() {
         due: std::time::Instant::now(),
         digest: None,
     };
-    assert_eq!(firehose(&settings(&server.url())).call(call).await, Outcome::Accepted);
+    assert_eq!(firehose(&settings(&server.url())).await.call(call).await, Outcome::Accepted);
     assert_eq!(server.requests()[0].headers["content-length"], "5600000");
     assert!(server.requests()[0].body == body);
 }
@@ -340,7 +385,7 @@ async fn a_silent_service_is_unknown() {
     let server = Server::start(Reply::Silence).await;
     let mut settings = settings(&server.url());
     settings.call_timeout = Duration::from_millis(200);
-    let outcome = firehose(&settings).call(call(1)).await;
+    let outcome = firehose(&settings).await.call(call(1)).await;
     assert!(matches!(outcome, Outcome::Unknown { .. }), "{outcome:?}");
     assert_eq!((server.connections(), server.requests().len()), (1, 1));
 }
@@ -356,7 +401,7 @@ async fn nothing_is_accepted_where_no_connection_came_about() {
     for endpoint in endpoints {
         let mut settings = settings(&endpoint);
         settings.connect_timeout = Duration::from_millis(300);
-        let outcome = firehose(&settings).call(call(1)).await;
+        let outcome = firehose(&settings).await.call(call(1)).await;
         assert_eq!(refusal(&outcome), Some(Refusal::Transient), "{endpoint}: {outcome:?}");
         assert!(message(&outcome).contains("nothing was sent"), "{outcome:?}");
     }
@@ -385,7 +430,7 @@ async fn without_credentials_nothing_is_sent() {
     let server = Server::start(Reply::Answer(200, answer_of(0, &[OK]))).await;
     let provider = SharedCredentialsProvider::new(Provider(None));
     for credentials in [Some(provider), None] {
-        let firehose = firehose_with(&settings(&server.url()), credentials);
+        let firehose = firehose_with(&settings(&server.url()), credentials).await;
         firehose.check_credentials().await;
         let outcome = firehose.call(call(1)).await;
         assert_eq!(refusal(&outcome), Some(Refusal::Credentials), "{outcome:?}");
@@ -399,16 +444,18 @@ async fn the_expiry_of_the_credentials_is_known() {
     let server = Server::start(Reply::Answer(200, answer_of(0, &[OK]))).await;
     let whole_seconds = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
     let provider = SharedCredentialsProvider::new(Provider(Some(whole_seconds)));
-    let firehose = firehose_with(&settings(&server.url()), Some(provider));
+    let firehose = firehose_with(&settings(&server.url()), Some(provider)).await;
     assert_eq!(firehose.credentials_expiry(), None);
     assert_eq!(firehose.call(call(1)).await, Outcome::Accepted);
     assert_eq!(firehose.credentials_expiry(), Some(whole_seconds));
 }
 
-#[test]
-fn settings_that_cannot_work_are_errors() {
+#[tokio::test]
+async fn settings_that_cannot_work_are_errors() {
     let shared = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).build();
-    let error = Firehose::from_config(&shared, &FirehoseSettings::default()).expect_err("there is no region");
+    let settings = FirehoseSettings::default();
+    let firehose = Firehose::from_config(&shared, &settings, connector(&settings)).await;
+    let error = firehose.expect_err("there is no region");
     assert!(error.to_string().contains("AWS_REGION"), "{error}");
     for url in ["", "localhost:4566", "ftp://host", "http://", "http://:80", "https:///x", "http://a b"] {
         assert!(check_endpoint(url).is_err(), "{url:?}");
@@ -421,7 +468,7 @@ fn settings_that_cannot_work_are_errors() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_run_beside_each_other_on_several_threads() {
     let server = Server::start(Reply::Answer(200, answer_of(0, &[OK]))).await;
-    let firehose = Arc::new(firehose(&settings(&server.url())));
+    let firehose = Arc::new(firehose(&settings(&server.url())).await);
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let firehose = Arc::clone(&firehose);
