@@ -12,6 +12,7 @@
 use std::hint::black_box;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -24,7 +25,8 @@ use criterion::{
 use standpipe::config::{IoChoice, ListenAddress};
 use standpipe::delivery::{self, Delivery, Parts};
 use standpipe::destination::{Destination, Encoding};
-use standpipe::net::{self, Driver, End, Handler, Key, Reaped, probe};
+use standpipe::net::listen::{Listening, listen};
+use standpipe::net::{Driver, End, Handler, Key, Reaped, probe};
 use standpipe::queue::Returns;
 use standpipe::shard::{self, Phase, Seat, Shared};
 
@@ -71,10 +73,11 @@ impl Reader {
         body: impl FnOnce(Seat, Arc<Shared>) -> io::Result<()> + Send + 'static,
     ) -> Self {
         let anywhere = ListenAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let (mut listeners, bound) = net::listen(&[anywhere], 1, false).expect("a port is free");
-        let ListenAddress::Tcp(address) = bound[0] else { panic!("it is a TCP address") };
+        let listening = listen(&[anywhere], 1, false, Duration::ZERO, Vec::new());
+        let Listening { mut by_shard, addresses, .. } = listening.expect("a port is free");
+        let ListenAddress::Tcp(address) = addresses[0] else { panic!("it is a TCP address") };
         let (driver, _) = probe::choose(IoChoice::Auto).expect("there is always epoll");
-        let listeners = listeners.pop().expect("one shard");
+        let listeners = by_shard.pop().expect("one shard");
         let seat = Seat {
             index: 0,
             core: support::thread::core(0),
@@ -138,6 +141,10 @@ struct Counter<H> {
 
 impl<H: FnMut(&[u8])> Handler for Counter<H> {
     fn woke(&mut self, _: Instant) {}
+    fn accepted(&mut self, socket: OwnedFd, _: usize) -> Option<OwnedFd> {
+        Some(socket)
+    }
+
     fn opened(&mut self, _: Key, _: usize) {}
 
     fn data(&mut self, _: Key, bytes: &[u8]) {

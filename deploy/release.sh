@@ -4,6 +4,8 @@
 #
 #   deploy/release.sh [BINARY]     BINARY: a relay that was built already; else it is built
 #
+# The helper for Auto Scaling groups, which stands beside the relay where it was built, is a part of both.
+#
 # The binary is linked with this machine's glibc and must not need a newer one than 2.34, so that it runs on Amazon
 # Linux 2023, Debian 12, RHEL 9, Ubuntu 22.04 and whatever is newer. It needs no other library. The same commit gives
 # the same files on the same machine.
@@ -21,7 +23,7 @@ trap 'rm -rf "$work"' EXIT
 
 binary=${1:-}
 if [[ -z $binary ]]; then
-    cargo build --release --locked --package standpipe --bin standpipe
+    cargo build --release --locked --package standpipe --package standpipe-asg-lifecycle --bins
     binary=${CARGO_TARGET_DIR:-target}/release/standpipe
 fi
 
@@ -41,6 +43,7 @@ fi
 lay_out() {
     local root=$1
     install -D --strip "$binary" "$root/usr/bin/standpipe"
+    [[ ! -x $binary-asg-lifecycle ]] || install -D --strip "$binary-asg-lifecycle" "$root/usr/bin/standpipe-asg-lifecycle"
     install -D --mode 644 --target-directory "$root/usr/lib/systemd/system" deploy/systemd/*
     install -d "$root/etc/standpipe"
     "$binary" config >"$root/etc/standpipe/standpipe.toml"

@@ -170,7 +170,13 @@ async fn maintenance(State(admin): State<Arc<Admin>>, body: String) -> (StatusCo
         Ok(Maintenance { on }) => {
             admin.lifecycle.set_maintenance(on);
             tracing::info!("maintenance was turned {}", if on { "on" } else { "off" });
-            (StatusCode::OK, format!("maintenance is {}\n", if on { "on" } else { "off" }))
+            let file = admin.shared.config.maintenance_file.as_ref();
+            let file = file.filter(|_| !on && admin.lifecycle.is_in_maintenance());
+            let answer = match file {
+                Some(file) => format!("maintenance stays on as long as {} is there\n", file.display()),
+                None => format!("maintenance is {}\n", if on { "on" } else { "off" }),
+            };
+            (StatusCode::OK, answer)
         }
         Err(error) => (
             StatusCode::BAD_REQUEST,

@@ -12,6 +12,10 @@ use crate::config::{Config, Errors, Kind, SETTINGS, Setting, Sources};
 /// The exit code of a wrong command line or configuration, as clap has it for its own errors.
 pub const EXIT_CONFIGURATION: u8 = 2;
 
+/// The program behind `standpipe asg-lifecycle`, which stands beside this one: most relays have no use for it, and the
+/// SDK that it needs is large.
+pub const ASG_LIFECYCLE: &str = "standpipe-asg-lifecycle";
+
 /// What the process is asked to do.
 #[derive(Debug)]
 pub enum Command {
@@ -46,6 +50,8 @@ pub enum Command {
     Completions(Shell),
     /// `standpipe man`: print the manual page.
     Man,
+    /// `standpipe asg-lifecycle`: become [`ASG_LIFECYCLE`] with these arguments.
+    AsgLifecycle(Vec<OsString>),
 }
 
 /// What `--version` prints: the version of the crate and the commit that it was built from.
@@ -74,6 +80,10 @@ pub fn parse(
                 None => Command::Send { stream: text("stream"), to: text("to") },
             }
         }
+        Some(("asg-lifecycle", matches)) => {
+            let arguments = matches.get_many::<OsString>("arguments").into_iter().flatten();
+            Command::AsgLifecycle(arguments.cloned().collect())
+        }
         Some(("check", matches)) => Command::Check(load(matches)),
         Some(("health", matches)) => {
             Command::Health { config: load(matches), ready: matches.get_flag("ready") }
@@ -96,7 +106,8 @@ pub fn command() -> clap::Command {
         .override_usage(
             "standpipe [relay] [OPTIONS]\n       standpipe check [FILE] [OPTIONS]\n       standpipe config\n       \
              standpipe send STREAM [--to ADDR]\n       standpipe send --dead-letter PATH... [--to ADDR]\n       \
-             standpipe health [--ready] [--admin ADDR]",
+             standpipe health [--ready] [--admin ADDR]\n       \
+             standpipe asg-lifecycle --hook NAME [OPTIONS]",
         )
         .after_help(AFTER_HELP)
         .args_conflicts_with_subcommands(true)
@@ -108,6 +119,7 @@ pub fn command() -> clap::Command {
         .subcommand(relay())
         .subcommand(check())
         .subcommand(send())
+        .subcommand(asg_lifecycle())
         .subcommand(clap::Command::new("config").about("Print the commented default configuration"))
         .subcommand(health())
         .subcommand(completions())
@@ -187,6 +199,19 @@ fn completions() -> clap::Command {
         .value_parser(value_parser!(Shell))
         .help("The shell that completes");
     clap::Command::new("completions").about("Print a shell's completion script").arg(shell)
+}
+
+fn asg_lifecycle() -> clap::Command {
+    let arguments = Arg::new("arguments")
+        .value_name("OPTIONS")
+        .num_args(0..)
+        .trailing_var_arg(true)
+        .allow_hyphen_values(true)
+        .value_parser(value_parser!(OsString));
+    clap::Command::new("asg-lifecycle")
+        .about("Drain the relay before its instance leaves an Auto Scaling group")
+        .disable_help_flag(true)
+        .arg(arguments)
 }
 
 fn file_flag() -> Arg {
@@ -299,6 +324,16 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(matches!(run(&["config"]), Ok(Command::PrintConfig)));
+    }
+
+    #[test]
+    fn the_arguments_of_the_lifecycle_helper_are_its_own() {
+        for arguments in [&["--hook", "drain", "--poll=1s"][..], &["--help"], &[]] {
+            match run(&[&["asg-lifecycle"], arguments].concat()) {
+                Ok(Command::AsgLifecycle(passed)) => assert_eq!(passed, arguments),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

@@ -109,12 +109,22 @@ pub struct Config {
     pub retry_max: Duration,
     /// How often a parked lane tries one call.
     pub park_probe: Duration,
+    /// How long a connection may be silent before its peer is asked whether it still lives; zero: as the system has it.
+    pub tcp_keepalive: Duration,
+    /// How old a connection may become; `None`: as old as it likes.
+    pub max_connection_age: Option<Duration>,
+    /// While this file is there, the relay is in maintenance.
+    pub maintenance_file: Option<PathBuf>,
     /// How long the relay still accepts connections after SIGTERM.
     pub pre_drain_delay: Duration,
     /// The longest that draining may take after that.
     pub drain_deadline: Duration,
-    /// Whether the relay may listen beside another one on the same address.
+    /// Connections that are told to leave within a second of a drain, at most.
+    pub drain_close_rate: usize,
+    /// Whether the relay takes over from one that runs.
     pub takeover: bool,
+    /// The name under which relays find each other to hand over: "auto" is the admin address; empty: not at all.
+    pub handover: String,
     /// Which log lines are written, as a tracing filter such as `info,standpipe::shard=debug`.
     pub log: String,
     /// The configured streams by name (`[streams.NAME]` in the file).

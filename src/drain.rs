@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::delivery::Command;
 use crate::metrics::{Drop, Metrics, Totals};
-use crate::shard::{Orders, Phase, Shared};
+use crate::shard::{Phase, Shared};
 
 /// Reading out may take this share of the deadline; the rest is for delivering.
 const READING_SHARE: f64 = 0.6;
@@ -74,7 +74,7 @@ pub async fn drain(
 /// Reads every connection to its end, or to where it rests.
 async fn read_out(shared: &Shared, until: Instant) {
     shared.orders.advance(Phase::Drain, &shared.returns);
-    if timeout_at(until, all_quiet(&shared.orders, shared.returns.len())).await.is_err() {
+    if timeout_at(until, shared.orders.all_quiet(shared.returns.len())).await.is_err() {
         warn!("some connections still sent, or were blocked, when their time was over; they are closed");
         close(shared).await;
     }
@@ -85,13 +85,7 @@ async fn close(shared: &Shared) {
     shared.orders.advance(Phase::Close, &shared.returns);
     let soon = Instant::now() + Duration::from_secs(1);
     // A shard that does not answer within a second is found out by the identity in the report.
-    let _ = timeout_at(soon, all_quiet(&shared.orders, shared.returns.len())).await;
-}
-
-async fn all_quiet(orders: &Orders, shards: usize) {
-    while orders.quiet() < shards {
-        orders.quieter().await;
-    }
+    let _ = timeout_at(soon, shared.orders.all_quiet(shared.returns.len())).await;
 }
 
 /// Whether everything that can be delivered was, before the deadline.

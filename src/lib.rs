@@ -16,7 +16,9 @@
 //!
 //! Beside the path: [`memory`] is the one limit and who holds how much of it, [`metrics`] accounts for every
 //! event, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
-//! [`drain`] lead to the end, [`failpoint`] leads to a sudden one in tests, and [`relay`] alone knows everybody.
+//! [`drain`] lead to the end, [`handover`] to the process that comes next, and [`inheritance`] is what that starts
+//! with; [`supervisor`] talks with systemd, [`failpoint`] leads to a sudden end in tests, and [`relay`] alone knows
+//! everybody.
 //!
 //! Beside the relay: [`client`] sends events and keeps them until they are synced; [`send`] is `standpipe send`,
 //! which is made of it. [`health`] is `standpipe health`, which asks a running relay.
@@ -44,7 +46,9 @@ pub mod failpoint;
 pub mod frame;
 #[cfg(fuzzing)]
 pub mod fuzz;
+pub mod handover;
 pub mod health;
+pub mod inheritance;
 pub mod lifecycle;
 pub mod linger;
 pub mod memory;
@@ -57,3 +61,4 @@ pub mod send;
 pub mod shard;
 pub mod spool;
 pub mod stream;
+pub mod supervisor;

@@ -38,6 +38,7 @@ impl Stage {
 pub struct Lifecycle {
     stage: AtomicU8,
     maintenance: AtomicBool,
+    maintenance_file: AtomicBool,
     drain_wanted: Notify,
 }
 
@@ -46,7 +47,7 @@ impl Lifecycle {
     pub fn stage(&self) -> Stage {
         match self.stage.load(Ordering::Acquire) {
             0 => Stage::Starting,
-            1 if self.maintenance.load(Ordering::Acquire) => Stage::Maintenance,
+            1 if self.is_in_maintenance() => Stage::Maintenance,
             1 => Stage::Ready,
             _ => Stage::Draining,
         }
@@ -62,9 +63,19 @@ impl Lifecycle {
         self.stage.store(2, Ordering::Release);
     }
 
-    /// Whether load balancers should send no new connections here.
+    /// Whether load balancers should send no new connections here. The file for it has its own say.
     pub fn set_maintenance(&self, on: bool) {
         self.maintenance.store(on, Ordering::Release);
+    }
+
+    /// Whether the file that stands for maintenance is there. Gives what was known before.
+    pub fn set_maintenance_file(&self, is_there: bool) -> bool {
+        self.maintenance_file.swap(is_there, Ordering::AcqRel)
+    }
+
+    /// Whether maintenance was asked for, in either way.
+    pub fn is_in_maintenance(&self) -> bool {
+        self.maintenance.load(Ordering::Acquire) || self.maintenance_file.load(Ordering::Acquire)
     }
 
     /// Asks for the end, as SIGTERM does.

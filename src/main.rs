@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Command::PrintConfig => print(Config::default_toml().as_bytes()),
         Command::Send { stream, to } => send_lines(&stream, &to),
         Command::Replay { paths, to } => send_dead_letters(&paths, &to),
+        Command::AsgLifecycle(arguments) => become_asg_lifecycle(arguments),
         Command::Health { config: Ok(config), ready } => ask_health(&config, ready),
         Command::Completions(shell) => {
             let mut script = Vec::new();
@@ -172,6 +173,16 @@ fn ask_health(config: &Config, ready: bool) -> ExitCode {
             ExitCode::from(UNHEALTHY)
         }
     }
+}
+
+/// Becomes the program beside this one; returns only where there is none.
+fn become_asg_lifecycle(arguments: Vec<std::ffi::OsString>) -> ExitCode {
+    use std::os::unix::process::CommandExt;
+    let here = std::env::current_exe().unwrap_or_default();
+    let program = here.with_file_name(cli::ASG_LIFECYCLE);
+    let error = std::process::Command::new(&program).args(arguments).exec();
+    eprintln!("{} cannot be run: {error}; install it beside standpipe", program.display());
+    ExitCode::from(CANNOT_START)
 }
 
 /// Prints, and does not mind a reader that went away.

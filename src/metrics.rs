@@ -346,6 +346,10 @@ pub struct ShardCounters {
     pub refused: Cell,
     /// Connections closed because they held half a frame and gave no byte.
     pub stalled: Cell,
+    /// Connections told to leave since they had reached `max_connection_age`.
+    pub aged: Cell,
+    /// Connections given to a shard with less to do than the one that accepted them.
+    pub moved: Cell,
     /// Connections that were reset or failed.
     pub failed: Cell,
     /// Connections that are not read for lack of memory.

@@ -6,20 +6,20 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::ListenAddress;
 use crate::queue::Returns;
 
 mod epoll;
+pub mod listen;
 pub mod probe;
 #[cfg(test)]
 mod tests;
 mod uring;
 
 use self::epoll::Epoll;
+use self::listen::Listener;
 use self::uring::Uring;
 
 /// A connection of one driver. It may name another connection once it was closed.
@@ -52,8 +52,10 @@ pub enum End {
 pub trait Handler {
     /// The wait is over; what it brought comes next. The one look at a clock until the next wait.
     fn woke(&mut self, now: Instant);
-    /// A connection was accepted; it is read from now on.
-    fn opened(&mut self, key: Key, listener: usize);
+    /// A connection was accepted by a listener of the address with this index. It is given back where it stays.
+    fn accepted(&mut self, socket: OwnedFd, address: usize) -> Option<OwnedFd>;
+    /// It stays, and is read from now on.
+    fn opened(&mut self, key: Key, address: usize);
     /// Bytes were read. They may come after the connection was paused: what had been read already.
     fn data(&mut self, key: Key, bytes: &[u8]);
     /// Nothing more will be read. The shard has to close it.
@@ -121,7 +123,7 @@ impl Driver {
     /// Where the kernel refuses; for io_uring [`probe::probe`] has asked before.
     pub fn new(
         kind: DriverKind,
-        listeners: Vec<OwnedFd>,
+        listeners: Vec<Listener>,
         returns: Arc<[Returns]>,
         shard: usize,
         receive_bytes: usize,
@@ -165,129 +167,21 @@ impl Driver {
         either!(self, driver => driver.shut_down_writing(key));
     }
 
+    /// Reads a connection that was accepted elsewhere, by a listener of the address with this index.
+    pub fn adopt(&mut self, socket: OwnedFd, address: usize, handler: &mut impl Handler) {
+        either!(self, driver => driver.open(socket, address, handler));
+    }
+
     /// Closes a connection. The key may be given to another afterwards.
     pub fn close(&mut self, key: Key) {
         either!(self, driver => driver.close(key));
     }
 
-    /// Accepts what waits in the listeners' queues and closes them.
-    pub fn stop_listening(&mut self, handler: &mut impl Handler) {
-        either!(self, driver => driver.stop_listening(handler));
+    /// Accepts what waits in the listeners' queues and closes them. The queues of those whose address is `kept` are
+    /// left to the other process that listens on the same sockets.
+    pub fn stop_listening(&mut self, kept: impl Fn(usize) -> bool, handler: &mut impl Handler) {
+        either!(self, driver => driver.stop_listening(kept, handler));
     }
-}
-
-/// Opens the listeners of every shard: for each shard, one descriptor an address. Also returns the addresses as
-/// they are, with the port that was given for port 0.
-///
-/// A TCP address is first bound alone, so that a second relay by accident fails instead of silently taking half
-/// of the connections; `takeover` leaves that out.
-///
-/// # Errors
-/// Where an address cannot be bound, with a sentence that names it.
-pub fn listen(
-    addresses: &[ListenAddress],
-    shards: usize,
-    takeover: bool,
-) -> io::Result<(Vec<Vec<OwnedFd>>, Vec<ListenAddress>)> {
-    let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
-    let mut bound = Vec::with_capacity(addresses.len());
-    for address in addresses {
-        let explain = |error: io::Error| {
-            let hint = match error.kind() {
-                io::ErrorKind::AddrInUse => {
-                    "; another process listens there (--takeover shares it on purpose)"
-                }
-                io::ErrorKind::PermissionDenied => "; this user may not",
-                _ => "",
-            };
-            io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{hint}"))
-        };
-        let (listeners, real) = match address {
-            ListenAddress::Tcp(address) => {
-                let (sockets, real) =
-                    patiently(|| listen_tcp(*address, shards, takeover)).map_err(explain)?;
-                (sockets, ListenAddress::Tcp(real))
-            }
-            ListenAddress::Unix(path) => {
-                (patiently(|| listen_unix(path, shards)).map_err(explain)?, address.clone())
-            }
-        };
-        for (shard, listener) in by_shard.iter_mut().zip(listeners) {
-            shard.push(listener);
-        }
-        bound.push(real);
-    }
-    Ok((by_shard, bound))
-}
-
-/// How long an address may be in use still: a relay that was killed keeps it until the kernel has taken its rings
-/// apart, which it does a moment after the process is gone.
-const IN_USE_MAX: Duration = Duration::from_secs(1);
-
-/// Tries again for a moment where an address is in use.
-fn patiently<T>(mut listen: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    let deadline = Instant::now() + IN_USE_MAX;
-    loop {
-        match listen() {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
-                std::thread::sleep(IN_USE_MAX / 20);
-            }
-            result => return result,
-        }
-    }
-}
-
-/// Connections that may wait to be accepted, a listener. The kernel bounds it by net.core.somaxconn.
-const BACKLOG: i32 = 4096;
-
-fn listen_tcp(
-    address: std::net::SocketAddr,
-    shards: usize,
-    takeover: bool,
-) -> io::Result<(Vec<OwnedFd>, std::net::SocketAddr)> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let open = |address: std::net::SocketAddr, shared: bool| -> io::Result<Socket> {
-        let socket =
-            Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(shared)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket)
-    };
-    let mut address = address;
-    if !takeover {
-        let alone = open(address, false)?;
-        address = alone.local_addr()?.as_socket().unwrap_or(address);
-    }
-    let mut sockets = Vec::with_capacity(shards);
-    for _ in 0..shards {
-        let socket = open(address, true)?;
-        address = socket.local_addr()?.as_socket().unwrap_or(address);
-        sockets.push(socket.into());
-    }
-    Ok((sockets, address))
-}
-
-/// One Unix socket whose descriptor every shard shares. A socket file that nobody listens on any more is
-/// replaced; one that somebody does is not.
-fn listen_unix(path: &Path, shards: usize) -> io::Result<Vec<OwnedFd>> {
-    use std::os::unix::fs::FileTypeExt;
-    use std::os::unix::net::{UnixListener, UnixStream};
-    if let Ok(existing) = std::fs::symlink_metadata(path)
-        && existing.file_type().is_socket()
-    {
-        if UnixStream::connect(path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        std::fs::remove_file(path)?;
-    }
-    let listener = UnixListener::bind(path)?;
-    listener.set_nonblocking(true)?;
-    (0..shards).map(|_| Ok(listener.try_clone()?.into())).collect()
 }
 
 /// Sleeps on purpose with work at hand: what arrives meanwhile is then handled at once instead of one by one.

@@ -1,15 +1,14 @@
 //! Assembly: what is started in which order, and stopped in which. The only module that knows all others.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, Busy};
@@ -22,15 +21,20 @@ use crate::destination::directory::Directory;
 use crate::destination::firehose::{Firehose, FirehoseSettings};
 use crate::destination::relay::Relay;
 use crate::drain::{self, Drained};
+use crate::handover::{Offer, Sockets, TakenOver};
+use crate::inheritance::{self, Inheritance};
 use crate::lifecycle::Lifecycle;
 use crate::memory::{Memory, Plan};
 use crate::metrics::Metrics;
-use crate::net::{self, DriverKind, probe};
+use crate::net::listen::{Listener, Listening};
+use crate::net::{DriverKind, probe};
 use crate::queue::{Handoff, Returns};
-use crate::shard::{self, Orders, Seat, Shared};
+use crate::shard::placing::Places;
+use crate::shard::{self, Orders, Phase, Seat, Shared};
 use crate::spool;
 use crate::spool::keeper::{self, Keeper};
 use crate::stream::Registry;
+use crate::supervisor;
 
 /// Questions to delivery that may wait for their turn: scrapes, a drain.
 const COMMANDS_WAITING: usize = 64;
@@ -38,6 +42,12 @@ const COMMANDS_WAITING: usize = 64;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// A file of the spool is left for a new one when it has grown to this.
 const SEGMENT_BYTES: u64 = 64 << 20;
+/// How often it is looked at what the shards received: what they receive within it counts as a second's.
+const WEIGH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the file that stands for maintenance is looked for.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long shards may take to accept no more.
+const STOPPING_MAX: Duration = Duration::from_secs(5);
 
 /// Runs a relay until it was told to stop and has drained.
 ///
@@ -48,11 +58,12 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     if let Some(refused) = refused {
         warn!("{refused}. Sockets are read with epoll instead, at a higher cost in CPU");
     }
-    let (listeners, listening) = net::listen(&config.listen, plan.shards, config.takeover)?;
-    let admin_listener = bind_admin(config.admin).await?;
-    let admin_address = admin_listener.local_addr()?;
+    let mut sockets = Inheritance::claim(&config)?;
+    let listening = sockets.listen(&config, plan.shards)?;
+    let door = sockets.admin(&config).await?;
+    let admin_address = door.address()?;
 
-    let labels: Vec<String> = listening.iter().map(ToString::to_string).collect();
+    let labels: Vec<String> = listening.addresses.iter().map(ToString::to_string).collect();
     let config = Arc::new(config);
     let metrics = Metrics::new(Instant::now(), plan.shards, labels.clone(), config.max_stream_labels);
     let destination = Arc::new(open_destination(&config, &metrics).await?);
@@ -74,11 +85,17 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
         driver: driver.label(),
         busy: Mutex::new(Busy::new(plan.shards)),
     });
-    let served = tokio::spawn(async move { axum::serve(admin_listener, admin::router(admin)).await });
+    let copy = door.copy()?;
+    let mut served = tokio::spawn(door.serve(admin::router(admin)));
 
     let signals = Signals::catch()?;
-    let threads = start_shards(listeners, driver, &plan, &shared)?;
+    let Listening { by_shard, addresses, copies } = listening;
+    let threads = start_shards(by_shard, driver, &plan, &shared)?;
+    shared.orders.all_serving(plan.shards).await;
     lifecycle.ready();
+    sockets.served(&addresses);
+    let offer = inheritance::offer(&shared.config, admin_address, Sockets::new(&addresses, copies, copy));
+    supervisor::ready();
     info!(
         "ready listen={} admin={admin_address} destination={} io={} shards={} linger={:?} memory={}MiB",
         labels.join(","),
@@ -88,24 +105,26 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
         config.linger,
         plan.total >> 20,
     );
-    let housekeeping = tokio::spawn(sweep_idle(Arc::clone(&shared), delivery.clone()));
+    let housekeeping = keep_house(&shared, &delivery, &lifecycle);
 
-    let drained = wait_and_drain(&shared, &delivery, &lifecycle, signals).await;
-    housekeeping.abort();
+    let mut end = TheEnd { signals, offer, taken: None, are_kept: sockets.are_kept };
+    end.wait(&shared.config, &lifecycle).await;
+    shared.orders.keep(addresses.iter().map(|address| end.is_kept(address)).collect());
+    let files: Vec<_> = addresses.iter().filter(|address| end.owns_file(address)).collect();
+    if end.taken.as_ref().is_some_and(|taken| taken.admin) {
+        served.abort();
+        let _ = (&mut served).await;
+    }
+    let drained = end.drain(&shared, &delivery).await;
+    housekeeping.iter().for_each(JoinHandle::abort);
     served.abort();
     for thread in threads {
         if thread.join().is_err() {
             error!("a shard ended in a panic");
         }
     }
-    remove_sockets(&listening);
+    remove_sockets(&files);
     Ok(drained)
-}
-
-async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot serve the admin endpoints on {address}; set --admin to an address that is free")
-    })
 }
 
 async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<Destination> {
@@ -181,6 +200,7 @@ fn share(
         registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
         handoff: Arc::new(Handoff::default()),
         orders: Orders::default(),
+        places: Places::new(plan.shards),
         connections_max: plan.connections_max,
         connections: AtomicUsize::new(0),
         config,
@@ -204,7 +224,7 @@ fn parts(shared: &Shared, destination: &Arc<Destination>) -> Parts {
 
 /// Starts one thread a shard. A shard that fails takes the process with it: half a relay would lose events.
 fn start_shards(
-    listeners: Vec<Vec<std::os::fd::OwnedFd>>,
+    listeners: Vec<Vec<Listener>>,
     driver: DriverKind,
     plan: &Plan,
     shared: &Arc<Shared>,
@@ -228,6 +248,20 @@ fn start_shards(
     Ok(threads)
 }
 
+/// Starts what is done again and again.
+fn keep_house(
+    shared: &Arc<Shared>,
+    delivery: &mpsc::Sender<Command>,
+    lifecycle: &Arc<Lifecycle>,
+) -> [JoinHandle<()>; 4] {
+    [
+        tokio::spawn(sweep_idle(Arc::clone(shared), delivery.clone())),
+        tokio::spawn(weigh_shards(Arc::clone(shared))),
+        tokio::spawn(supervisor::watch(Arc::clone(shared), delivery.clone())),
+        tokio::spawn(look_for_maintenance(Arc::clone(&shared.config), Arc::clone(lifecycle))),
+    ]
+}
+
 async fn sweep_idle(shared: Arc<Shared>, delivery: mpsc::Sender<Command>) {
     let mut interval = tokio::time::interval(SWEEP_INTERVAL);
     loop {
@@ -237,6 +271,20 @@ async fn sweep_idle(shared: Arc<Shared>, delivery: mpsc::Sender<Command>) {
             return;
         }
         shared.registry.sweep();
+    }
+}
+
+/// Has it known what every shard receives, so that connections come to those that receive less.
+async fn weigh_shards(shared: Arc<Shared>) {
+    let mut before = vec![0; shared.returns.len()];
+    let mut interval = tokio::time::interval(WEIGH_INTERVAL);
+    loop {
+        interval.tick().await;
+        let received = shared.metrics.shards.iter().zip(&mut before).map(|(shard, before)| {
+            let now = shard.received_bytes.get();
+            now - std::mem::replace(before, now)
+        });
+        shared.places.weigh(received);
     }
 }
 
@@ -258,31 +306,86 @@ impl Signals {
     }
 }
 
-/// Waits to be told, then drains. SIGTERM, SIGINT and SIGHUP (a terminal that was closed) tell, as does
-/// `POST /drain`. A second
-/// signal cuts `pre_drain_delay` short; one during the drain hurries that.
-async fn wait_and_drain(
-    shared: &Arc<Shared>,
-    delivery: &mpsc::Sender<Command>,
-    lifecycle: &Lifecycle,
+/// Who may bring the end about, and how.
+struct TheEnd {
     signals: Signals,
-) -> Drained {
-    let Signals { mut terminate, mut interrupt, mut hang_up } = signals;
-    tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM: draining"),
-        _ = interrupt.recv() => info!("SIGINT: draining"),
-        _ = hang_up.recv() => info!("SIGHUP: draining"),
-        () = lifecycle.drain_asked() => info!("asked to drain"),
-    }
-    lifecycle.draining();
-    let delay = shared.config.pre_drain_delay;
-    if !delay.is_zero() {
+    offer: Option<Offer>,
+    /// Somebody else serves our sockets.
+    taken: Option<TakenOver>,
+    /// Systemd keeps them.
+    are_kept: bool,
+}
+
+impl TheEnd {
+    /// Waits to be told. SIGTERM, SIGINT and SIGHUP (a terminal that was closed) tell, as do `POST /drain` and a relay
+    /// that takes over. Then `pre_drain_delay` passes, unless there is a second signal, or another relay that serves.
+    async fn wait(&mut self, config: &Config, lifecycle: &Lifecycle) {
+        let Signals { terminate, interrupt, hang_up } = &mut self.signals;
         tokio::select! {
-            () = tokio::time::sleep(delay) => (),
-            () = either(&mut terminate, &mut interrupt) => info!("a signal again: pre_drain_delay is cut short"),
+            _ = terminate.recv() => info!("SIGTERM: draining"),
+            _ = interrupt.recv() => info!("SIGINT: draining"),
+            _ = hang_up.recv() => info!("SIGHUP: draining"),
+            () = lifecycle.drain_asked() => info!("asked to drain"),
+            taken = taken_over(&mut self.offer) => self.taken = Some(taken),
+        }
+        lifecycle.draining();
+        let delay = config.pre_drain_delay;
+        if self.taken.is_none() {
+            supervisor::stopping(delay + config.drain_deadline);
+        }
+        if !delay.is_zero() && self.taken.is_none() {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => (),
+                () = either(terminate, interrupt) => info!("a signal again: pre_drain_delay is cut short"),
+                taken = taken_over(&mut self.offer) => self.taken = Some(taken),
+            }
+        }
+        if self.taken.is_some() {
+            info!("another relay has taken over: draining");
         }
     }
-    drain::drain(shared, delivery, either(&mut terminate, &mut interrupt)).await
+
+    /// Whether another process goes on listening on this address.
+    fn is_kept(&self, address: &ListenAddress) -> bool {
+        self.are_kept || self.taken.as_ref().is_some_and(|taken| taken.has(address))
+    }
+
+    /// Whether nobody needs a socket's file any more: who has got our sockets may come to serve them still.
+    fn owns_file(&self, address: &ListenAddress) -> bool {
+        !self.is_kept(address) && !self.offer.as_ref().is_some_and(Offer::is_given)
+    }
+
+    /// Accepts no more, says so to whoever took over, and drains. A signal hurries that.
+    async fn drain(mut self, shared: &Arc<Shared>, delivery: &mpsc::Sender<Command>) -> Drained {
+        // With the copies that it offers open, the sockets would go on listening.
+        drop(self.offer.take());
+        shared.orders.advance(Phase::Drain, &shared.returns);
+        // A shard that does not answer is found out by the drain.
+        let _ = timeout(STOPPING_MAX, shared.orders.all_stopped(shared.returns.len())).await;
+        drop(self.taken.take());
+        drain::drain(shared, delivery, either(&mut self.signals.terminate, &mut self.signals.interrupt)).await
+    }
+}
+
+async fn taken_over(offer: &mut Option<Offer>) -> TakenOver {
+    match offer {
+        Some(offer) => offer.taken().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Keeps the relay in maintenance as long as the file for that is there.
+async fn look_for_maintenance(config: Arc<Config>, lifecycle: Arc<Lifecycle>) {
+    let Some(file) = &config.maintenance_file else { return };
+    let mut interval = tokio::time::interval(MAINTENANCE_INTERVAL);
+    loop {
+        interval.tick().await;
+        let is_there = file.exists();
+        if lifecycle.set_maintenance_file(is_there) != is_there {
+            let (file, now) = (file.display(), if is_there { "there: maintenance" } else { "gone" });
+            info!("{file} is {now}");
+        }
+    }
 }
 
 /// Resolves at the next of either signal.
@@ -293,8 +396,8 @@ async fn either(one: &mut Signal, other: &mut Signal) {
     }
 }
 
-fn remove_sockets(listening: &[ListenAddress]) {
-    for address in listening {
+fn remove_sockets(addresses: &[&ListenAddress]) {
+    for address in addresses {
         if let ListenAddress::Unix(path) = address {
             let _ = std::fs::remove_file(path);
         }

@@ -3,12 +3,12 @@
 //!
 //! It meets delivery only in `queue`. [`run`] is the loop; `shard::intake` is what happens to bytes;
 //! `shard::reading` decides how much of each connection is read; `shard::answering` answers control frames and,
-//! with `shard::sync` and `shard::window`, says when what a connection sent is safe.
+//! with `shard::sync` and `shard::window`, says when what a connection sent is safe; `shard::leaving` closes
+//! connections without loss, and `shard::placing` says which shard gets a connection.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::buffer::Shape;
@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::linger::Wheel;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::net::listen::Listener;
 use crate::net::{Driver, DriverKind, Reaped};
 use crate::queue::{Handoff, Returns};
 use crate::stream::Registry;
@@ -24,12 +25,15 @@ mod answering;
 #[doc(hidden)]
 pub mod bare;
 mod intake;
+mod leaving;
+pub mod placing;
 mod reading;
 mod roster;
 mod sync;
 mod window;
 
 use self::intake::Intake;
+use self::placing::Places;
 
 /// A read of fewer bytes on average than this comes from writers of single lines.
 const SMALL_READ_MEAN_BYTES: u64 = 4 * 1024;
@@ -37,8 +41,6 @@ const SMALL_READ_MEAN_BYTES: u64 = 4 * 1024;
 const GATHER_PAUSE: Duration = Duration::from_micros(950);
 /// How often a shard looks after connections that wait for memory, beside being woken for it.
 const WAITING_CHECK: Duration = Duration::from_millis(100);
-/// While draining, a connection at the boundary of a frame that was quiet for so long is closed.
-const DRAIN_QUIET: Duration = Duration::from_millis(200);
 /// How long the last answers to syncs may take to be written before the thread ends.
 const LAST_ANSWERS: Duration = Duration::from_millis(200);
 
@@ -61,6 +63,8 @@ pub struct Shared {
     pub shape: Shape,
     /// What the shards are to do.
     pub orders: Orders,
+    /// Which shard gets a connection.
+    pub places: Places,
     /// Connections accepted at most, over all shards.
     pub connections_max: usize,
     /// Connections open now, over all shards.
@@ -71,11 +75,44 @@ pub struct Shared {
 #[derive(Debug, Default)]
 pub struct Orders {
     phase: AtomicU8,
+    /// Shards that accept and read.
+    serving: Count,
+    /// Shards that accept no more.
+    stopped: Count,
     /// Shards that have sealed all and read nothing any more.
-    quiet: AtomicUsize,
-    quieter: tokio::sync::Notify,
+    quiet: Count,
+    /// By the index of an address: whether another process goes on listening on its sockets.
+    kept: OnceLock<Box<[bool]>>,
     /// How often every shard has been asked to forget idle streams.
     sweeps: AtomicUsize,
+    /// How often the roll was called, and how many answers there were to all calls.
+    rolls: AtomicUsize,
+    present: Count,
+}
+
+/// How many shards have come to a point.
+#[derive(Debug, Default)]
+struct Count {
+    shards: AtomicUsize,
+    more: tokio::sync::Notify,
+}
+
+impl Count {
+    fn one_more(&self) {
+        self.shards.fetch_add(1, Ordering::AcqRel);
+        self.more.notify_one();
+    }
+
+    fn get(&self) -> usize {
+        self.shards.load(Ordering::Acquire)
+    }
+
+    /// Resolves when there are so many. Only one may wait at a time.
+    async fn reaches(&self, shards: usize) {
+        while self.get() < shards {
+            self.more.notified().await;
+        }
+    }
 }
 
 /// What the shards do.
@@ -114,19 +151,35 @@ impl Orders {
         returns.iter().for_each(|shard| shard.bell.ring());
     }
 
-    /// How many shards are done with reading.
-    pub fn quiet(&self) -> usize {
-        self.quiet.load(Ordering::Acquire)
+    /// Says which addresses another process goes on listening on, by their index. Only the first word counts.
+    pub fn keep(&self, kept: Box<[bool]>) {
+        let _ = self.kept.set(kept);
     }
 
-    /// Resolves when another shard has become quiet.
-    pub async fn quieter(&self) {
-        self.quieter.notified().await;
+    fn is_kept(&self, address: usize) -> bool {
+        self.kept.get().is_some_and(|kept| kept.get(address).is_some_and(|kept| *kept))
     }
 
-    fn one_more_quiet(&self) {
-        self.quiet.fetch_add(1, Ordering::AcqRel);
-        self.quieter.notify_one();
+    /// Resolves when every shard accepts and reads.
+    pub async fn all_serving(&self, shards: usize) {
+        self.serving.reaches(shards).await;
+    }
+
+    /// Resolves when every shard accepts no more.
+    pub async fn all_stopped(&self, shards: usize) {
+        self.stopped.reaches(shards).await;
+    }
+
+    /// Resolves when every shard is done with reading.
+    pub async fn all_quiet(&self, shards: usize) {
+        self.quiet.reaches(shards).await;
+    }
+
+    /// Resolves when every shard has come round since.
+    pub async fn call_the_roll(&self, returns: &[Returns]) {
+        let rolls = self.rolls.fetch_add(1, Ordering::AcqRel) + 1;
+        returns.iter().for_each(|shard| shard.bell.ring());
+        self.present.reaches(rolls * returns.len()).await;
     }
 }
 
@@ -138,7 +191,7 @@ pub struct Seat {
     /// The CPU that it is pinned to, where there are enough of them.
     pub core: Option<core_affinity::CoreId>,
     /// Its own listening sockets.
-    pub listeners: Vec<OwnedFd>,
+    pub listeners: Vec<Listener>,
     /// Which driver it uses.
     pub driver: DriverKind,
     /// Bytes of receive buffers.
@@ -155,6 +208,7 @@ pub fn run(seat: Seat, shared: Arc<Shared>) -> io::Result<()> {
     }
     let returns = Arc::clone(&shared.returns);
     let driver = Driver::new(seat.driver, seat.listeners, returns, seat.index, seat.receive_bytes)?;
+    shared.orders.serving.one_more();
     Shard::new(seat.index, driver, shared).run()
 }
 
@@ -164,6 +218,7 @@ struct Shard {
     intake: Intake,
     phase: Phase,
     sweeps: usize,
+    rolls: usize,
     pause: Duration,
     is_quiet: bool,
     draining_since: Option<Instant>,
@@ -178,6 +233,7 @@ impl Shard {
             intake,
             phase: Phase::Serve,
             sweeps: 0,
+            rolls: 0,
             pause: Duration::ZERO,
             is_quiet: false,
             draining_since: None,
@@ -218,8 +274,9 @@ impl Shard {
     fn timeout(&self, now: Instant) -> Option<Duration> {
         let due = self.intake.next_due().map(|due| due.saturating_duration_since(now));
         let waiting = self.intake.has_waiting().then_some(WAITING_CHECK);
-        let draining = (self.phase > Phase::Serve && !self.is_quiet).then_some(DRAIN_QUIET / 4);
-        [due, waiting, draining].into_iter().flatten().min()
+        let look = self.intake.look_at.map(|at| at.saturating_duration_since(now));
+        let draining = (self.phase > Phase::Serve && !self.is_quiet).then_some(leaving::LOOK_INTERVAL);
+        [due, waiting, look, draining].into_iter().flatten().min()
     }
 
     /// Does what the process wants of all shards.
@@ -228,28 +285,44 @@ impl Shard {
         if phase > self.phase {
             self.enter(phase);
         }
+        self.intake.welcome(&mut self.driver);
+        self.intake.see_off();
         if self.phase > Phase::Serve && !self.is_quiet {
-            let quiet = if self.phase == Phase::Drain { DRAIN_QUIET } else { Duration::ZERO };
-            self.intake.close_quiet(quiet);
-            // Connections that were accepted just before listening stopped may still be on their way here.
-            let settled = self.draining_since.is_some_and(|since| since.elapsed() >= quiet);
-            if self.intake.is_done() && settled {
-                self.is_quiet = true;
-                self.intake.seal_all();
-                self.intake.orders().one_more_quiet();
-            }
+            self.become_quiet();
         }
         let sweeps = self.intake.orders().sweeps.load(Ordering::Acquire);
         if sweeps != self.sweeps {
             self.sweeps = sweeps;
             self.intake.sweep();
         }
+        // A call that came before the last was answered is answered as well, or the count would lag for ever.
+        while self.rolls < self.intake.orders().rolls.load(Ordering::Acquire) {
+            self.rolls += 1;
+            self.intake.orders().present.one_more();
+        }
+    }
+
+    /// Seals all once nothing is read any more.
+    fn become_quiet(&mut self) {
+        if self.phase > Phase::Drain {
+            self.intake.close_all();
+        }
+        // Connections that were accepted just before listening stopped may still be on their way here.
+        let settles = if self.phase == Phase::Drain { leaving::QUIET } else { Duration::ZERO };
+        let settled = self.draining_since.is_some_and(|since| since.elapsed() >= settles);
+        if self.intake.is_done() && settled && !self.intake.may_have_arrivals() {
+            self.is_quiet = true;
+            self.intake.seal_all();
+            self.intake.orders().quiet.one_more();
+        }
     }
 
     fn enter(&mut self, phase: Phase) {
         if self.phase == Phase::Serve {
             self.draining_since = Some(Instant::now());
-            self.driver.stop_listening(&mut self.intake);
+            let shared = self.intake.shared_again();
+            self.driver.stop_listening(|address| shared.orders.is_kept(address), &mut self.intake);
+            shared.orders.stopped.one_more();
             self.intake.begin_drain();
         }
         self.phase = phase;

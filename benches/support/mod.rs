@@ -14,6 +14,7 @@ use standpipe::destination::Encoding;
 use standpipe::memory::{Machine, Memory, Plan};
 use standpipe::metrics::Metrics;
 use standpipe::queue::{Handoff, Returns};
+use standpipe::shard::placing::Places;
 use standpipe::shard::{Orders, Shared};
 use standpipe::stream::Registry;
 
@@ -56,6 +57,7 @@ pub fn shared(encoding: Encoding) -> Arc<Shared> {
         registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
         handoff: Arc::new(Handoff::default()),
         orders: Orders::default(),
+        places: Places::new(1),
         connections_max: plan.connections_max,
         connections: AtomicUsize::new(0),
         returns: returns.expect("an event descriptor"),

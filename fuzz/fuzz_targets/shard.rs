@@ -15,6 +15,7 @@ use standpipe::memory::{Machine, Memory, Plan};
 use standpipe::metrics::Metrics;
 use standpipe::queue::{Handoff, Returns};
 use standpipe::shard::bare::Bare;
+use standpipe::shard::placing::Places;
 use standpipe::shard::{Orders, Shared};
 use standpipe::stream::Registry;
 
@@ -38,6 +39,7 @@ static SHARED: LazyLock<Arc<Shared>> = LazyLock::new(|| {
         registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
         handoff: Arc::new(Handoff::default()),
         orders: Orders::default(),
+        places: Places::new(1),
         connections_max: plan.connections_max,
         connections: AtomicUsize::new(0),
         returns: returns.expect("an event descriptor"),

@@ -49,6 +49,17 @@ pub(super) fn set_region(config: &mut Config, text: &str) -> Result<(), String> 
     Ok(())
 }
 
+/// The longest name for the hand-over: the address that it becomes has 107 octets at most (unix(7)).
+const HANDOVER_NAME_MAX: usize = 64;
+
+pub(super) fn set_handover(config: &mut Config, text: &str) -> Result<(), String> {
+    if text.len() > HANDOVER_NAME_MAX || !text.bytes().all(|octet| octet.is_ascii_graphic()) {
+        return Err(format!("not a name; write at most {HANDOVER_NAME_MAX} letters, digits and signs"));
+    }
+    config.handover = text.to_owned();
+    Ok(())
+}
+
 /// A word that is no level would be taken for the name of a part, all of whose lines are wanted: a misspelt
 /// level would silence everything else, so it is refused.
 pub(super) fn set_log(config: &mut Config, text: &str) -> Result<(), String> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Config;
 use super::choices::{BodyHash, IoChoice, OnFull, Packing, PackingMode, SpoolMode, SyncAt};
 use super::name;
-use super::setters::{set_endpoint_url, set_listen, set_log, set_region};
+use super::setters::{set_endpoint_url, set_handover, set_listen, set_log, set_region};
 use super::setting::{Group, Kind, Setting};
 
 /// A number of events that stands for no limit.
@@ -84,13 +84,53 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         },
     },
     Setting {
+        key: "tcp_keepalive",
+        group: Group::Listening,
+        help: "Silence after which a peer is asked whether it still lives",
+        doc: "It is given up after as long again. Below the idle time-out of what stands between: 350s for a Network \
+              Load Balancer. \"0s\" leaves it to the system, which asks nobody.",
+        default: r#""60s""#,
+        kind: Kind::Duration {
+            from: ms(0),
+            to: Duration::from_secs(9 * 3600),
+            set: |config, d| config.tcp_keepalive = d,
+        },
+    },
+    Setting {
+        key: "max_connection_age",
+        group: Group::Listening,
+        help: "Age at which a connection is told to leave",
+        doc: "So that connections spread again after a fleet has grown. It is taken up to a fifth shorter at random. A \
+              connection is closed between two frames, with every answer written; a sender that never pauses, never \
+              syncs and does not see that it was told stays. \"0s\": as old as it likes.",
+        default: r#""0s""#,
+        kind: Kind::Duration {
+            from: ms(0),
+            to: Duration::from_secs(365 * 24 * 3600),
+            set: |config, d| config.max_connection_age = Some(d).filter(|d| !d.is_zero()),
+        },
+    },
+    Setting {
         key: "takeover",
         group: Group::Listening,
-        help: "Listen even where another relay listens already",
-        doc: "For replacing a running relay by a new one on the same host: both take connections until the \
-              old one drains.",
+        help: "Take over from a relay that runs on the same host",
+        doc: "It hands over its listening sockets, so that no connection is refused, and drains. Where none hands \
+              over, this one listens on the same addresses beside whoever does.",
         default: "false",
         kind: Kind::Switch { set: |config, on| config.takeover = on },
+    },
+    Setting {
+        key: "handover",
+        group: Group::Listening,
+        help: "Name under which the next relay finds this one",
+        doc: "Both must have the same. \"auto\" is the admin address. Only a process of the same user, in the same \
+              network namespace, can take over. Empty: none can.",
+        default: r#""auto""#,
+        kind: Kind::Text {
+            name: "NAME",
+            form: "\"auto\", a name of at most 64 characters, or empty",
+            set: set_handover,
+        },
     },
     Setting {
         key: "destination",
@@ -461,10 +501,27 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         kind: Kind::Duration { from: ms(10), to: HOUR, set: |config, d| config.park_probe = d },
     },
     Setting {
+        key: "maintenance_file",
+        group: Group::Stopping,
+        help: "File whose presence puts the relay into maintenance",
+        doc: "As POST /maintenance does: /readyz says 503, and events are accepted and delivered as before. It is \
+              looked for once a second. Empty: there is none.",
+        default: r#""""#,
+        kind: Kind::Text {
+            name: "FILE",
+            form: "the path of a file, or empty",
+            set: |config, text| {
+                config.maintenance_file = Some(text.into()).filter(|_| !text.is_empty());
+                Ok(())
+            },
+        },
+    },
+    Setting {
         key: "pre_drain_delay",
         group: Group::Stopping,
         help: "How long to go on accepting after SIGTERM",
-        doc: "For load balancers that need a while to notice. It comes before drain_deadline.",
+        doc: "For load balancers that need a while to notice. /readyz says 503 from its beginning on. It comes before \
+              drain_deadline, and a second signal cuts it short.",
         default: r#""0s""#,
         kind: Kind::Duration { from: ms(0), to: HOUR, set: |config, d| config.pre_drain_delay = d },
     },
@@ -476,6 +533,20 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
               it (Kubernetes waits 30 s by default, systemd 90 s).",
         default: r#""25s""#,
         kind: Kind::Duration { from: ms(100), to: HOUR, set: |config, d| config.drain_deadline = d },
+    },
+    Setting {
+        key: "drain_close_rate",
+        group: Group::Stopping,
+        help: "Connections told to leave within a second while draining",
+        doc: "So that their senders do not come to the other relays all at once. Where 3/10 of drain_deadline are too \
+              short for all of them, they leave faster.",
+        default: "1_000",
+        kind: Kind::Count {
+            from: 1,
+            to: 1_000_000,
+            word: None,
+            set: |config, n| config.drain_close_rate = n as usize,
+        },
     },
     Setting {
         key: "log",

@@ -54,12 +54,15 @@ fn without_directory(line: &str) -> String {
 }
 
 /// A value other than the default for each setting of the relay, as TOML.
-const OTHER_VALUES: [(&str, &str); 40] = [
+const OTHER_VALUES: [(&str, &str); 45] = [
     ("listen", r#"["[::1]:7000", "unix:/run/standpipe.sock"]"#),
     ("admin", r#""[::1]:7001""#),
     ("max_connections", "7"),
     ("sync_at", r#""stored""#),
+    ("tcp_keepalive", r#""90s""#),
+    ("max_connection_age", r#""1h""#),
     ("takeover", "true"),
+    ("handover", r#""blue""#),
     ("destination", r#""firehose""#),
     ("endpoint_url", r#""http://127.0.0.1:5000""#),
     ("region", r#""eu-central-1""#),
@@ -92,8 +95,10 @@ const OTHER_VALUES: [(&str, &str); 40] = [
     ("retry_base", r#""200ms""#),
     ("retry_max", r#""10s""#),
     ("park_probe", r#""5s""#),
+    ("maintenance_file", r#""/etc/down-for-maintenance""#),
     ("pre_drain_delay", r#""1s""#),
     ("drain_deadline", r#""9s""#),
+    ("drain_close_rate", "10"),
     ("log", r#""warn,standpipe::shard=debug""#),
 ];
 
@@ -147,9 +152,14 @@ fn the_defaults_are_those_of_the_design() {
         retry_base: Duration::from_millis(100),
         retry_max: Duration::from_secs(30),
         park_probe: Duration::from_secs(30),
+        tcp_keepalive: Duration::from_secs(60),
+        max_connection_age: None,
+        maintenance_file: None,
         pre_drain_delay: Duration::ZERO,
         drain_deadline: Duration::from_secs(25),
+        drain_close_rate: 1_000,
         takeover: false,
+        handover: "auto".into(),
         log: "info".into(),
         streams: BTreeMap::new(),
     };

@@ -167,6 +167,20 @@ fn shard_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
             sum(|shard| shard.stalled.get()),
         ),
         one(
+            counter(
+                "standpipe_connections_aged_total",
+                "Connections told to leave because they had reached max_connection_age.",
+            ),
+            sum(|shard| shard.aged.get()),
+        ),
+        one(
+            counter(
+                "standpipe_connections_moved_total",
+                "Connections given to a shard with less to do than the one that accepted them.",
+            ),
+            sum(|shard| shard.moved.get()),
+        ),
+        one(
             counter("standpipe_health_probes_total", "Connections that ended without a byte."),
             sum(|shard| shard.health_probes.get()),
         ),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{Timespec, epoll};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
 
+use super::listen::Listener;
 use super::{End, Handler, Key, Reading, Reaped, SMALL_READ_BYTES};
 use crate::queue::Returns;
 
@@ -38,7 +39,7 @@ struct Slot {
 /// See the module.
 pub struct Epoll {
     epoll: OwnedFd,
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<Listener>,
     returns: Arc<[Returns]>,
     shard: usize,
     slots: Vec<Option<Slot>>,
@@ -55,7 +56,7 @@ pub struct Epoll {
 
 impl Epoll {
     pub(super) fn new(
-        listeners: Vec<OwnedFd>,
+        listeners: Vec<Listener>,
         returns: Arc<[Returns]>,
         shard: usize,
         receive_bytes: usize,
@@ -69,7 +70,7 @@ impl Epoll {
         )?;
         for (index, listener) in listeners.iter().enumerate() {
             let data = epoll::EventData::new_u64(LISTENER + index as u64);
-            epoll::add(&epoll, listener, data, epoll::EventFlags::IN)?;
+            epoll::add(&epoll, &listener.socket, data, epoll::EventFlags::IN)?;
         }
         Ok(Self {
             epoll,
@@ -181,8 +182,13 @@ impl Epoll {
         for _ in 0..at_most {
             // An event may be older than the end of listening.
             let Some(listener) = self.listeners.get(index) else { return };
-            match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok(socket) => self.open(socket, index, handler),
+            let address = listener.address;
+            match accept_with(&listener.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok(socket) => {
+                    if let Some(socket) = handler.accepted(socket, address) {
+                        self.open(socket, address, handler);
+                    }
+                }
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return,
                 Err(rustix::io::Errno::CONNABORTED) => (),
                 Err(error) => {
@@ -193,7 +199,7 @@ impl Epoll {
         }
     }
 
-    fn open(&mut self, socket: OwnedFd, listener: usize, handler: &mut impl Handler) {
+    pub(super) fn open(&mut self, socket: OwnedFd, address: usize, handler: &mut impl Handler) {
         let key = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             Key::try_from(self.slots.len() - 1).expect("fewer connections than keys")
@@ -205,14 +211,14 @@ impl Epoll {
             ended: false,
             outbox: VecDeque::new(),
         });
-        handler.opened(key, listener);
+        handler.opened(key, address);
         self.watch(key);
     }
 
     /// Without descriptors left, a listener that stays readable would keep the shard busy for nothing.
     fn rest_listeners(&mut self) {
         for listener in &self.listeners {
-            let _ = epoll::delete(&self.epoll, listener);
+            let _ = epoll::delete(&self.epoll, &listener.socket);
         }
         self.accept_rests_until = Some(Instant::now() + ACCEPT_REST);
     }
@@ -224,7 +230,7 @@ impl Epoll {
         self.accept_rests_until = None;
         for (index, listener) in self.listeners.iter().enumerate() {
             let data = epoll::EventData::new_u64(LISTENER + index as u64);
-            let _ = epoll::add(&self.epoll, listener, data, epoll::EventFlags::IN);
+            let _ = epoll::add(&self.epoll, &listener.socket, data, epoll::EventFlags::IN);
         }
     }
 
@@ -292,12 +298,14 @@ impl Epoll {
         }
     }
 
-    pub(super) fn stop_listening(&mut self, handler: &mut impl Handler) {
-        for listener in 0..self.listeners.len() {
-            self.accept(listener, usize::MAX, handler);
+    pub(super) fn stop_listening(&mut self, kept: impl Fn(usize) -> bool, handler: &mut impl Handler) {
+        for index in 0..self.listeners.len() {
+            if !kept(self.listeners[index].address) {
+                self.accept(index, usize::MAX, handler);
+            }
         }
         for listener in self.listeners.drain(..) {
-            let _ = epoll::delete(&self.epoll, &listener);
+            let _ = epoll::delete(&self.epoll, &listener.socket);
         }
         self.accept_rests_until = None;
     }

@@ -17,6 +17,7 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 
+use super::listen::Listener;
 use super::{End, Handler, Key, Reading, Reaped, SMALL_READ_BYTES};
 use crate::queue::Returns;
 
@@ -86,7 +87,9 @@ struct Slot {
 pub struct Uring {
     ring: IoUring,
     buffers: Buffers,
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<Listener>,
+    /// The index of the address of each listener, which stays when the listeners are gone.
+    addresses: Vec<usize>,
     /// Whether an accept operation is under way, by listener.
     accepting: Vec<bool>,
     returns: Arc<[Returns]>,
@@ -115,7 +118,7 @@ pub(super) fn new_ring(submissions: u32, completions: u32) -> io::Result<IoUring
 
 impl Uring {
     pub(super) fn new(
-        listeners: Vec<OwnedFd>,
+        listeners: Vec<Listener>,
         returns: Arc<[Returns]>,
         shard: usize,
         receive_bytes: usize,
@@ -127,6 +130,7 @@ impl Uring {
             ring,
             buffers,
             accepting: vec![false; listeners.len()],
+            addresses: listeners.iter().map(|listener| listener.address).collect(),
             listeners,
             returns,
             shard,
@@ -231,7 +235,7 @@ impl Uring {
     fn arm_listeners(&mut self) {
         for index in 0..self.listeners.len() {
             if !std::mem::replace(&mut self.accepting[index], true) {
-                let listener = Fd(self.listeners[index].as_raw_fd());
+                let listener = Fd(self.listeners[index].socket.as_raw_fd());
                 let entry = opcode::AcceptMulti::new(listener).flags(libc::SOCK_CLOEXEC).build();
                 self.submit(&entry.user_data(Operation::Accept.tag(index as u32)));
             }
@@ -257,7 +261,11 @@ impl Uring {
             // SAFETY: the kernel has just given this descriptor to us, and nobody else knows it.
             #[allow(unsafe_code, reason = "taking a descriptor from the kernel")]
             let socket = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(result) };
-            self.open(socket, listener, handler);
+            // What was accepted just before listening stopped comes when the listener is gone.
+            let address = self.addresses[listener];
+            if let Some(socket) = handler.accepted(socket, address) {
+                self.open(socket, address, handler);
+            }
         } else if !matches!(-result, libc::ECANCELED | libc::ECONNABORTED | libc::EINTR | libc::EAGAIN) {
             handler.accept_failed(&io::Error::from_raw_os_error(-result));
             self.accept_rests_until = Some(Instant::now() + ACCEPT_REST);
@@ -267,7 +275,7 @@ impl Uring {
         }
     }
 
-    fn open(&mut self, socket: OwnedFd, listener: usize, handler: &mut impl Handler) {
+    pub(super) fn open(&mut self, socket: OwnedFd, address: usize, handler: &mut impl Handler) {
         let key = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             Key::try_from(self.slots.len() - 1).expect("fewer connections than keys")
@@ -283,7 +291,7 @@ impl Uring {
             outbox: VecDeque::new(),
             sending: None,
         });
-        handler.opened(key, listener);
+        handler.opened(key, address);
         self.arm(key);
     }
 
@@ -444,17 +452,20 @@ impl Uring {
         self.arm(key);
     }
 
-    pub(super) fn stop_listening(&mut self, handler: &mut impl Handler) {
+    pub(super) fn stop_listening(&mut self, kept: impl Fn(usize) -> bool, handler: &mut impl Handler) {
         for index in 0..self.listeners.len() {
             let cancel = opcode::AsyncCancel::new(Operation::Accept.tag(index as u32)).build();
             self.submit(&cancel.user_data(Operation::Cancel.tag(0)));
         }
         let _ = self.enter(0, None);
         // What multishot accept took before it was cancelled comes as completions; the rest is still queued.
-        for (index, listener) in std::mem::take(&mut self.listeners).into_iter().enumerate() {
-            let _ = rustix::io::ioctl_fionbio(&listener, true);
-            while let Ok(socket) = accept_with(&listener, SocketFlags::CLOEXEC) {
-                self.open(socket, index, handler);
+        for Listener { socket: listener, address } in std::mem::take(&mut self.listeners) {
+            while !kept(address)
+                && let Ok(socket) = accept_with(&listener, SocketFlags::CLOEXEC)
+            {
+                if let Some(socket) = handler.accepted(socket, address) {
+                    self.open(socket, address, handler);
+                }
             }
         }
         self.accept_rests_until = None;

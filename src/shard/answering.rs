@@ -1,8 +1,5 @@
-//! What a shard says to its connections: answers to control frames, the answers to syncs once outcomes come back,
-//! and how connections are closed in a drain so that nobody waits for an answer in vain. What a sync covers and
-//! when it is safe is known to `sync` and `window`; here is who is told.
-
-use std::time::Duration;
+//! What a shard says to its connections: answers to control frames, and the answers to syncs once outcomes come
+//! back. What a sync covers and when it is safe is known to `sync` and `window`; here is who is told.
 
 use super::intake::{Action, Block, Intake, Peer};
 use super::sync::{self, PENDING_MAX, Syncs};
@@ -16,9 +13,6 @@ use crate::queue::Returned;
 
 /// Answers that a connection may leave unread; then it is not read until it reads.
 const ANSWERS_BYTES_MAX: usize = 64 * 80;
-/// While draining, a connection that syncs and has sent what no sync covers gets this long to send one: more than
-/// the second that a sender may let pass between two.
-const DRAIN_SYNC_QUIET: Duration = Duration::from_secs(2);
 
 impl Peer {
     /// Whether it may not have another sync.
@@ -26,11 +20,11 @@ impl Peer {
         self.syncs_pending() >= PENDING_MAX
     }
 
-    fn syncs_pending(&self) -> usize {
+    pub(super) fn syncs_pending(&self) -> usize {
         self.syncs.as_ref().map_or(0, |syncs| syncs.pending())
     }
 
-    fn has_uncovered(&self) -> bool {
+    pub(super) fn has_uncovered(&self) -> bool {
         self.lost > 0 || self.syncs.as_ref().is_some_and(|syncs| syncs.has_uncovered())
     }
 }
@@ -98,6 +92,10 @@ impl Intake {
         }
         if !self.window.is_waiting(key) {
             self.answer_peer(key, peer);
+        }
+        if peer.leaves_behind_sync {
+            peer.blocked_on = Some(Block::Leaving);
+            return Taken::Blocked;
         }
         Taken::Yes
     }
@@ -199,62 +197,12 @@ impl Intake {
             is_read_out && peer.answers_bytes == 0 && peer.syncs_pending() == 0
         });
         if done {
-            self.close(key);
+            self.part(key);
         }
     }
 
-    /// The drain begins: tells the peers that sent without ever asking that nothing will be said any more. Those that
-    /// asked are told once nothing is left that they may want an answer to, and who is new may still ask.
-    pub(super) fn begin_drain(&mut self) {
-        for key in self.keys() {
-            if self.peers[key as usize].as_ref().is_some_and(|peer| peer.has_sent && peer.syncs.is_none()) {
-                self.shut(key);
-            }
-        }
-    }
-
-    fn shut(&mut self, key: Key) {
-        let Some(peer) = self.peers[key as usize].as_mut() else { return };
-        if !std::mem::replace(&mut peer.is_shut, true) {
-            self.actions.push(Action::ShutDownWriting(key));
-        }
-    }
-
-    /// Closes the connections that stand at the boundary of a frame and were quiet for `quiet`; with zero, all.
-    /// Those that wait for an answer are not read any more, but kept for it.
-    pub(super) fn close_quiet(&mut self, quiet: Duration) {
-        for key in self.keys() {
-            if quiet.is_zero() {
-                self.closing = true;
-                self.feed(key, None);
-            }
-            let Some(peer) = self.peers[key as usize].as_ref().filter(|peer| !peer.is_answered_only) else {
-                continue;
-            };
-            let (is_asked, has_uncovered) = (peer.syncs_pending() > 0, peer.has_uncovered());
-            let may_ask = !peer.is_shut && peer.syncs.is_some();
-            let patience = if may_ask && has_uncovered && !is_asked { DRAIN_SYNC_QUIET } else { quiet };
-            let is_quiet = peer.connection.is_at_boundary()
-                && self.now().saturating_duration_since(peer.last_data) >= patience;
-            if is_quiet || quiet.is_zero() {
-                self.stop_reading(key, is_asked);
-            } else if peer.has_sent && !is_asked && !has_uncovered && peer.answers_bytes == 0 {
-                self.shut(key);
-            }
-        }
-    }
-
-    fn stop_reading(&mut self, key: Key, is_asked: bool) {
-        let Some(peer) = self.peers[key as usize].as_mut().filter(|_| is_asked) else {
-            return self.close(key);
-        };
-        peer.is_answered_only = true;
-        self.answered_only += 1;
-        self.set_reading(key);
-    }
-
-    /// Whether answers are on their way that can still be written.
+    /// Whether answers are on their way that can still be written, or read by a peer that has not closed its side.
     pub(super) fn has_unwritten(&self) -> bool {
-        self.peers.iter().flatten().any(|peer| peer.answers_bytes > 0)
+        self.peers.iter().flatten().any(|peer| peer.answers_bytes > 0 || peer.is_parting)
     }
 }

@@ -18,7 +18,10 @@ impl Bare {
     pub fn new(shared: Arc<Shared>, connections: Key) -> Self {
         let wheel = Wheel::new(shared.metrics.epoch, shared.config.linger);
         let mut intake = Intake::new(0, wheel, shared);
-        (0..connections).for_each(|key| intake.opened(key, 0));
+        (0..connections).for_each(|key| {
+            intake.shared().places.enter(0);
+            intake.opened(key, 0);
+        });
         Self(intake)
     }
 

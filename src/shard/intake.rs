@@ -2,6 +2,7 @@
 //! it with bytes; what it wants done to the driver it notes down, and `apply` does it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -17,11 +18,13 @@ use crate::metrics::{Drop, Place, ShardCounters};
 use crate::net::{Driver, End, Handler, Key, Reading};
 use crate::queue::Returns;
 
+use super::leaving;
+use super::placing::Arrival;
 use super::reading::Pressure;
 use super::roster::Roster;
 use super::sync::Syncs;
 use super::window::Window;
-use super::{Orders, Shared};
+use super::{Orders, Phase, Shared};
 
 /// A fault that lasts is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
@@ -55,6 +58,14 @@ pub(super) struct Peer {
     pub(super) is_shut: bool,
     /// It is not read any more, and closed once its syncs are answered.
     pub(super) is_answered_only: bool,
+    /// When it is to be told to leave, where it ever is.
+    pub(super) leaves_at: Option<Instant>,
+    /// It was told to leave.
+    pub(super) is_leaving: bool,
+    /// It leaves as soon as it syncs, with all that comes behind that unread.
+    pub(super) leaves_behind_sync: bool,
+    /// All that it will be told is said; what still comes is thrown away until it closes its side.
+    pub(super) is_parting: bool,
     pub(super) has_ended: bool,
     pub(super) answers_bytes: usize,
     pub(super) has_sent: bool,
@@ -69,6 +80,8 @@ pub(super) enum Block {
     Answers,
     /// One of its syncs to be answered.
     Syncs,
+    /// Nothing: it leaves, and what it sent behind its last sync is not taken.
+    Leaving,
 }
 
 /// What is to be done to the driver.
@@ -96,6 +109,13 @@ pub(super) struct Intake {
     pub(super) lost_in_all: u64,
     /// Connections that are only kept to be answered.
     pub(super) answered_only: usize,
+    /// Connections that were told to leave; some of them are gone.
+    pub(super) leaving: Vec<Key>,
+    /// When those that leave are looked at, or those that may be too old.
+    pub(super) look_at: Option<Instant>,
+    /// When it is looked at who is too old.
+    pub(super) ages_at: Option<Instant>,
+    pub(super) is_draining: bool,
     /// Scratch of `answering`.
     pub(super) woken: Vec<Key>,
     pub(super) actions: Vec<Action>,
@@ -110,10 +130,15 @@ pub(super) struct Intake {
 
 impl Intake {
     pub(super) fn new(shard: usize, wheel: Wheel, shared: Arc<Shared>) -> Self {
+        let now = Instant::now();
         Self {
+            look_at: leaving::next_look_at_ages(&shared.config, now),
+            ages_at: leaving::next_look_at_ages(&shared.config, now),
+            leaving: Vec::new(),
+            is_draining: false,
             shared,
             shard,
-            now: Instant::now(),
+            now,
             peers: Vec::new(),
             peers_open: 0,
             streams: Roster::default(),
@@ -147,6 +172,10 @@ impl Intake {
         &self.shared
     }
 
+    pub(super) fn shared_again(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
     pub(super) fn now(&self) -> Instant {
         self.now
     }
@@ -164,6 +193,19 @@ impl Intake {
     /// Whether no connection is read any more.
     pub(super) fn is_done(&self) -> bool {
         self.peers_open == self.answered_only
+    }
+
+    /// Takes the connections that other shards have accepted for this one.
+    pub(super) fn welcome(&mut self, driver: &mut Driver) {
+        while let Some(Arrival { socket, address }) = self.shared.places.arrival(self.shard) {
+            driver.adopt(socket, address, self);
+        }
+    }
+
+    /// Whether connections may still be on their way from other shards: these pass none on once they have stopped.
+    pub(super) fn may_have_arrivals(&self) -> bool {
+        let Shared { orders, returns, places, .. } = &*self.shared;
+        orders.stopped.get() < returns.len() || places.has_arrivals(self.shard)
     }
 
     /// Everything that is done once after each wait: seal what is due, let blocked connections go on.
@@ -244,7 +286,9 @@ impl Intake {
             None => connection.resume(&mut taker),
         };
         peer.connection = connection;
-        if taken == Taken::Blocked && !was_blocked {
+        if peer.blocked_on == Some(Block::Leaving) {
+            self.answer_only(&mut peer);
+        } else if taken == Taken::Blocked && !was_blocked {
             self.blocked.push(key);
             self.shared.memory.add_waiting();
         }
@@ -278,6 +322,7 @@ impl Intake {
             Some(Block::Memory { stream, bytes }) => self.has_room(stream, bytes),
             Some(Block::Answers) => peer.answers_bytes == 0,
             Some(Block::Syncs) => !peer.has_most_syncs(),
+            Some(Block::Leaving) => false,
             None => true,
         }
     }
@@ -396,7 +441,8 @@ impl Intake {
         if self.blocked.len() < blocked {
             self.shared.memory.remove_waiting();
         }
-        if peer.connection.keeps_half() {
+        // What stands behind the last sync of one that leaves was never taken.
+        if peer.connection.keeps_half() && peer.blocked_on != Some(Block::Leaving) {
             self.count_rejected(Reject::Truncated);
         }
         self.forget_syncs(key, &peer);
@@ -407,6 +453,7 @@ impl Intake {
         self.pressure.forget(key);
         self.shared.metrics.connections[peer.listener][self.shard].sub(1);
         self.shared.connections.fetch_sub(1, Relaxed);
+        self.shared.places.leave(self.shard);
         self.peers_open -= 1;
         self.answered_only -= usize::from(peer.is_answered_only);
         self.actions.push(Action::Close(key));
@@ -501,6 +548,23 @@ impl Handler for Intake {
         self.now = now;
     }
 
+    fn accepted(&mut self, socket: OwnedFd, address: usize) -> Option<OwnedFd> {
+        let Shared { places, returns, .. } = &*self.shared;
+        // Once a shard drains it has no connection passed to it any more: see `may_have_arrivals`.
+        if self.shared.orders.phase() > Phase::Serve {
+            places.enter(self.shard);
+            return Some(socket);
+        }
+        let shard = places.choose(self.shard);
+        if shard == self.shard {
+            return Some(socket);
+        }
+        places.send(shard, Arrival { socket, address });
+        returns[shard].bell.ring();
+        self.counters().moved.add(1);
+        None
+    }
+
     fn opened(&mut self, key: Key, listener: usize) {
         let index = key as usize;
         if self.peers.len() <= index {
@@ -509,6 +573,7 @@ impl Handler for Intake {
         self.counters().opened.add(1);
         if self.shared.connections.load(Relaxed) >= self.shared.connections_max {
             self.counters().refused.add(1);
+            self.shared.places.leave(self.shard);
             self.actions.push(Action::Close(key));
             return;
         }
@@ -531,6 +596,10 @@ impl Handler for Intake {
             has_events: false,
             is_shut: false,
             is_answered_only: false,
+            leaves_at: self.leaves_at(),
+            is_leaving: false,
+            leaves_behind_sync: false,
+            is_parting: false,
             has_ended: false,
             answers_bytes: 0,
             has_sent: false,
@@ -543,7 +612,9 @@ impl Handler for Intake {
         if let Some(peer) = self.peers[key as usize].as_mut() {
             peer.has_sent = true;
             peer.last_data = self.now;
-            self.feed(key, Some(bytes));
+            if !peer.is_parting {
+                self.feed(key, Some(bytes));
+            }
         }
     }
 

@@ -58,8 +58,8 @@ impl Intake {
     /// Tells the driver how much of a connection is to be read, where that has changed.
     pub(super) fn set_reading(&mut self, key: Key) {
         let Some(peer) = self.peers[key as usize].as_ref() else { return };
-        let wanted =
-            self.wanted_reading(key, peer.charged, peer.blocked_on.is_some() || peer.is_answered_only);
+        let is_blocked = (peer.blocked_on.is_some() || peer.is_answered_only) && !peer.is_parting;
+        let wanted = self.wanted_reading(key, peer.charged, is_blocked);
         if wanted == peer.reading {
             return;
         }

@@ -1,6 +1,6 @@
 //! The admin port.
 
-use super::harness::{Io, Relay, under_both_drivers};
+use super::harness::{Io, Relay, under_both_drivers, wait_for};
 
 under_both_drivers!(
     health_and_readiness_follow_the_stage,
@@ -9,6 +9,7 @@ under_both_drivers!(
     the_metrics_are_what_the_design_names,
     lanes_beyond_the_labels_share_one,
     a_drain_can_be_asked_for,
+    a_file_puts_the_relay_into_maintenance,
 );
 
 fn health_and_readiness_follow_the_stage(io: Io) {
@@ -23,7 +24,7 @@ fn health_and_readiness_follow_the_stage(io: Io) {
     assert_eq!(relay.post("/maintenance", "{\"on\":false}").status, 200);
     assert_eq!(stage(), (200, 200));
     relay.signal(rustix::process::Signal::TERM);
-    super::harness::wait_for("it drains", || (stage() == (200, 503)).then_some(()));
+    wait_for("it drains", || (stage() == (200, 503)).then_some(()));
     assert!(relay.get("/readyz").body.contains("draining"));
     // Connections are still accepted during the delay.
     relay.send(b"clicks 1\n");
@@ -132,4 +133,23 @@ fn a_drain_can_be_asked_for(io: Io) {
     ended.assert_code(0);
     let line = "stream clicks: received 1000 + recovered 0 = delivered 1000 + dropped 0 + held 0";
     assert_eq!(ended.lines_with(line), 1, "{}", ended.log.join("\n"));
+}
+
+fn a_file_puts_the_relay_into_maintenance(io: Io) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("down-for-maintenance");
+    let relay = Relay::start(io, &format!("--destination null --maintenance-file {}", file.display()));
+    let is = |status: u16| {
+        wait_for("readiness follows the file", || (relay.get("/readyz").status == status).then_some(()))
+    };
+    is(200);
+    std::fs::write(&file, "").unwrap();
+    is(503);
+    assert_eq!((relay.get("/readyz").body.as_str(), relay.get("/healthz").status), ("maintenance\n", 200));
+    let answer = relay.post("/maintenance", "{\"on\": false}");
+    assert!(answer.body.contains("stays on as long as"), "{}", answer.body);
+    assert_eq!(relay.get("/readyz").status, 503);
+    std::fs::remove_file(&file).unwrap();
+    is(200);
+    relay.terminate().assert_code(0);
 }

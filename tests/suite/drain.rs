@@ -3,10 +3,13 @@
 use std::io::Write;
 use std::net::TcpListener;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
-use super::harness::{Ended, Files, Io, Metrics, Relay, under_both_drivers};
+use standpipe::client::Client;
+
+use super::harness::{Ended, Files, Io, Metrics, PATIENCE, Relay, under_both_drivers, wait_for};
 
 under_both_drivers!(
     sigterm_after_a_burst_loses_nothing_not_even_in_the_accept_queue,
@@ -16,6 +19,9 @@ under_both_drivers!(
     an_idle_connection_does_not_hold_the_drain_up,
     half_a_frame_does_not_hold_the_drain_up_beyond_its_deadline,
     a_connection_that_goes_on_sending_is_read_to_its_end,
+    connections_leave_one_after_the_other,
+    a_client_that_never_pauses_leaves_a_drain_without_repeating_anything,
+    connections_that_are_old_leave_and_nothing_is_lost_or_repeated,
 );
 
 const CONNECTIONS: usize = 64;
@@ -169,4 +175,74 @@ fn a_connection_that_goes_on_sending_is_read_to_its_end(io: Io) {
     drop(connection);
     relay.wait().assert_code(0);
     assert_eq!(Files::below(root.path()).lines_of("clicks").len(), 10_001);
+}
+
+fn connections_leave_one_after_the_other(io: Io) {
+    let relay = Relay::start(io, "--destination null --drain-deadline 1h --drain-close-rate 1");
+    let connections: Vec<_> = (0..30).map(|_| relay.connect()).collect();
+    for mut connection in &connections {
+        connection.write_all(b"clicks 1\n").unwrap();
+        connection.set_nonblocking(true).unwrap();
+    }
+    relay.until_settled(30);
+    relay.signal(Signal::TERM);
+    let told = || connections.iter().filter(|connection| connection.peek(&mut [0; 1]).is_ok()).count();
+    let first = wait_for("one of them is told", || Some(told()).filter(|told| *told > 0));
+    assert!(first < connections.len() / 2, "{first} are told at the same time");
+    relay.terminate().assert_code(0);
+}
+
+/// Sends until `stop` says so, and waits until all is synced. Gives the number of events.
+fn send_until(client: Client, stop: impl Fn() -> bool) -> u64 {
+    let mut sent = 0;
+    while !stop() {
+        for _ in 0..100 {
+            client.send("clicks", format!("{sent}").as_bytes()).unwrap();
+            sent += 1;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let report = client.close(PATIENCE).unwrap();
+    assert_eq!((report.synced, report.lost, report.unsynced), (sent, 0, 0), "{report:?}");
+    sent
+}
+
+fn a_client_that_never_pauses_leaves_a_drain_without_repeating_anything(io: Io) {
+    let root = tempfile::tempdir().unwrap();
+    let arguments = |listen: &str| {
+        let root = root.path().display();
+        format!("--destination directory:{root} --linger 20ms --drain-deadline 1h --listen {listen}")
+    };
+    let old = Relay::start(io, &arguments("127.0.0.1:0"));
+    let client = Client::connect(&old.address().to_string()).unwrap();
+    let address = old.address().to_string();
+    let ended = &AtomicBool::new(false);
+    let sent = std::thread::scope(|scope| {
+        let sender = scope.spawn(move || send_until(client, || ended.load(Ordering::Acquire)));
+        old.until("it receives", |metrics| metrics.received("clicks") > 10_000);
+        // Ends long before its deadline, although nobody stops sending.
+        old.terminate().assert_code(0);
+        let new = Relay::start(io, &arguments(&address));
+        ended.store(true, Ordering::Release);
+        let sent = sender.join().unwrap();
+        new.terminate().assert_code(0);
+        sent
+    });
+    let lines = Files::below(root.path()).lines_of("clicks");
+    let mut numbers: Vec<usize> = lines.iter().map(|line| number(&line[..line.len() - 1])).collect();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(0..usize::try_from(sent).unwrap()), "each of {sent} is there, and once");
+}
+
+fn connections_that_are_old_leave_and_nothing_is_lost_or_repeated(io: Io) {
+    let relay = Relay::start(io, "--destination null --max-connection-age 1s --linger 20ms");
+    let mut idle = relay.connect();
+    idle.write_all(b"clicks 1\n").unwrap();
+    let client = Client::connect(&relay.address().to_string()).unwrap();
+    let aged = || relay.metrics().total("standpipe_connections_aged_total");
+    let sent = send_until(client, || aged() >= 3);
+    relay.until_settled(sent + 1);
+    // A sender that pauses is told, and closed.
+    assert_eq!(std::io::Read::read(&mut idle, &mut [0; 1]).unwrap(), 0);
+    relay.until("none is left", |metrics| metrics.total("standpipe_connections") == 0);
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 
-use super::harness::{Io, Process, Relay, assert_identity, run, under_both_drivers, wait_for};
+use super::harness::{Io, Metrics, Process, Relay, assert_identity, run, under_both_drivers, wait_for};
 
 under_both_drivers!(
     a_second_relay_on_the_same_address_is_refused_in_a_sentence,
@@ -11,6 +11,8 @@ under_both_drivers!(
     a_unix_socket_is_served_and_its_file_removed,
     a_socket_file_that_nobody_listens_on_is_replaced,
     two_shards_share_the_calls_of_low_rate_streams,
+    of_four_connections_each_of_two_shards_has_two,
+    the_admin_port_goes_to_the_relay_that_takes_over,
 );
 
 fn second(io: Io, first: &Relay, arguments: &str) -> Process {
@@ -124,4 +126,41 @@ fn two_shards_share_the_calls_of_low_rate_streams(io: Io) {
         two as f64 <= one as f64 * 1.1 + 8.0
     });
     assert!(is_shared, "calls with one shard and with two: {seen:?}");
+}
+
+fn of_four_connections_each_of_two_shards_has_two(io: Io) {
+    let relay = Relay::start(io, "--destination null --shards 2");
+    let of_shard =
+        |metrics: &Metrics, shard: &str| metrics.sum("standpipe_received_bytes_total", &[("shard", shard)]);
+    for round in 1..=10 {
+        let connections: Vec<_> = (0..4).map(|_| relay.connect()).collect();
+        for mut connection in &connections {
+            connection.write_all(b"clicks 1\n").unwrap();
+        }
+        let metrics = relay.until_settled(4 * round);
+        assert_eq!(of_shard(&metrics, "0"), of_shard(&metrics, "1"), "bytes in round {round}");
+        drop(connections);
+        relay.until("all are closed", |metrics| metrics.total("standpipe_connections") == 0);
+    }
+    relay.terminate().assert_code(0);
+}
+
+fn the_admin_port_goes_to_the_relay_that_takes_over(io: Io) {
+    let old = Relay::start(io, "--destination null");
+    // A connection that would hold the drain up, so that both run for a while.
+    let mut half = old.connect();
+    half.write_all(b"clicks ha").unwrap();
+    old.until("it is open", |metrics| metrics.total("standpipe_received_bytes_total") == 9);
+    let mut command = Relay::bare_command();
+    command.args(["--listen", old.listen(), "--admin", &old.admin().to_string(), "--destination", "null"]);
+    command.args(io.flag().split(' ')).arg("--takeover");
+    let new = Relay::ready(Process::start(&mut command));
+    assert_eq!((new.admin(), new.address()), (old.admin(), old.address()));
+    new.send(b"clicks 1\n");
+    new.until_settled(1);
+    half.write_all(b"lf\n").unwrap();
+    drop(half);
+    old.wait().assert_code(0);
+    new.until_settled(1);
+    new.terminate().assert_code(0);
 }
