@@ -218,7 +218,7 @@ impl Shard {
     fn timeout(&self, now: Instant) -> Option<Duration> {
         let due = self.intake.next_due().map(|due| due.saturating_duration_since(now));
         let waiting = self.intake.has_waiting().then_some(WAITING_CHECK);
-        let draining = (self.phase > Phase::Serve && !self.is_quiet).then_some(DRAIN_QUIET / 4);
+        let draining = (self.phase > Phase::Serve && !self.is_read_out()).then_some(DRAIN_QUIET / 4);
         [due, waiting, draining].into_iter().flatten().min()
     }
 
@@ -228,22 +228,35 @@ impl Shard {
         if phase > self.phase {
             self.enter(phase);
         }
-        if self.phase > Phase::Serve && !self.is_quiet {
-            let quiet = if self.phase == Phase::Drain { DRAIN_QUIET } else { Duration::ZERO };
-            self.intake.close_quiet(quiet);
-            // Connections that were accepted just before listening stopped may still be on their way here.
-            let settled = self.draining_since.is_some_and(|since| since.elapsed() >= quiet);
-            if self.intake.is_done() && settled {
-                self.is_quiet = true;
-                self.intake.seal_all();
-                self.intake.orders().one_more_quiet();
-            }
+        if self.phase > Phase::Serve {
+            self.read_out();
         }
         let sweeps = self.intake.orders().sweeps.load(Ordering::Acquire);
         if sweeps != self.sweeps {
             self.sweeps = sweeps;
             self.intake.sweep();
         }
+    }
+
+    /// Closes what has come to rest, and seals all once nothing is read any more.
+    fn read_out(&mut self) {
+        let quiet = if self.phase == Phase::Drain { DRAIN_QUIET } else { Duration::ZERO };
+        self.intake.close_quiet(quiet);
+        // Connections that were accepted just before listening stopped may still be on their way here.
+        let settled = self.draining_since.is_some_and(|since| since.elapsed() >= quiet);
+        let was_quiet = self.is_quiet;
+        self.is_quiet |= self.intake.is_done() && settled;
+        if self.is_quiet {
+            // One that comes even later has brought more.
+            self.intake.seal_all();
+        }
+        if self.is_quiet && !was_quiet {
+            self.intake.orders().one_more_quiet();
+        }
+    }
+
+    fn is_read_out(&self) -> bool {
+        self.is_quiet && self.intake.is_done()
     }
 
     fn enter(&mut self, phase: Phase) {
