@@ -62,6 +62,12 @@ impl From<Bytes> for Lines {
     }
 }
 
+impl From<Vec<u8>> for Lines {
+    fn from(lines: Vec<u8>) -> Self {
+        Bytes::from(lines).into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
