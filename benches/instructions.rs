@@ -12,8 +12,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use standpipe::delivery::{Delivery, Parts};
+use standpipe::delivery::Delivery;
 use standpipe::destination::{Destination, Encoding};
+use standpipe::relay::parts;
 use standpipe::shard::Shared;
 use standpipe::shard::bare::Bare;
 use tokio::runtime::Runtime;
@@ -45,15 +46,7 @@ impl Relay {
         let shared = support::shared(Encoding::Records);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let runtime = runtime.expect("a runtime of one thread");
-        let parts = Parts {
-            config: Arc::clone(&shared.config),
-            destination: Arc::new(Destination::Null),
-            memory: Arc::clone(&shared.memory),
-            metrics: Arc::clone(&shared.metrics),
-            handoff: Arc::clone(&shared.handoff),
-            returns: Arc::clone(&shared.returns),
-            registry: Arc::clone(&shared.registry),
-        };
+        let parts = parts(&shared, &Arc::new(Destination::Null));
         let (commands, orders) = mpsc::channel(1);
         runtime.spawn(Delivery::new(parts, None).run(orders));
         let (shard, now) = (Bare::new(Arc::clone(&shared), 1), shared.metrics.epoch);

@@ -23,11 +23,12 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
 use standpipe::config::{IoChoice, ListenAddress};
-use standpipe::delivery::{self, Delivery, Parts};
+use standpipe::delivery::{self, Delivery};
 use standpipe::destination::{Destination, Encoding};
 use standpipe::net::listen::{Listening, listen};
 use standpipe::net::{Driver, End, Handler, Key, Reaped, probe};
 use standpipe::queue::Returns;
+use standpipe::relay;
 use standpipe::shard::{self, Phase, Seat, Shared};
 
 #[path = "support/sampling.rs"]
@@ -207,15 +208,7 @@ fn send(address: SocketAddr, parcels: &[Vec<u8>], write_by: &WriteBy) {
 
 /// Settles what the shard seals, on CPU 1.
 fn deliver_to_null(shared: &Arc<Shared>) -> tokio::sync::mpsc::Sender<delivery::Command> {
-    let parts = Parts {
-        config: Arc::clone(&shared.config),
-        destination: Arc::new(Destination::Null),
-        memory: Arc::clone(&shared.memory),
-        metrics: Arc::clone(&shared.metrics),
-        handoff: Arc::clone(&shared.handoff),
-        returns: Arc::clone(&shared.returns),
-        registry: Arc::clone(&shared.registry),
-    };
+    let parts = relay::parts(shared, &Arc::new(Destination::Null));
     let (commands, orders) = tokio::sync::mpsc::channel(1);
     std::thread::spawn(move || {
         pin(1);

@@ -144,8 +144,7 @@ impl Ticket {
     /// Whether every event of the batch is on disk or delivered, and some are on disk; said once. Where some are
     /// lost, nothing is said before all are settled.
     pub fn becomes_safe(&self) -> bool {
-        let stored = self.stored.load(Relaxed);
-        let is_safe = stored > 0 && stored >= self.unsettled() && self.lost.load(Relaxed) == 0;
+        let is_safe = self.is_stored() && self.lost.load(Relaxed) == 0;
         is_safe && !self.is_told.swap(true, Relaxed)
     }
 }

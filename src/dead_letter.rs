@@ -27,7 +27,8 @@ use tracing::{info, warn};
 
 use crate::failpoint::{self, Point};
 use crate::metrics::Drop;
-use crate::spool::keeper::{Part, lines_of};
+use crate::spool::Lines;
+use crate::spool::keeper::Part;
 
 pub mod letter;
 
@@ -180,8 +181,10 @@ impl Writer {
         let head = |bundle: &Bundle| {
             Head::new(stream, bundle.reason, bundle.error.as_deref(), bundle.received, dropped)
         };
-        let letters: Vec<_> =
-            bundles.iter().map(|bundle| (head(bundle), lines_of(vec![bundle.part.clone()]))).collect();
+        let letters: Vec<_> = bundles
+            .iter()
+            .map(|bundle| (head(bundle), Lines::new(vec![bundle.part.clone()]).together()))
+            .collect();
         let length = letters.iter().map(|(head, lines)| head.length_of_all(lines)).sum::<u64>();
         self.make_room(length)?;
         let folder = self.settings.root.join(stream);

@@ -1,6 +1,7 @@
-//! Delivery: one task that owns the queues of all streams and the policy of all lanes, hears of batches and of
-//! the outcomes of calls, and decides which call starts next. It never sees AWS, and it does no I/O itself:
-//! each call runs as a task of its own.
+//! Delivery: it owns the queues of all streams and the policy of all lanes, hears of batches and of the outcomes of
+//! calls, and decides which call starts next. It never sees AWS. This is a state machine: it is told the time, what
+//! has come and what became of calls, and it waits for nothing and makes no call itself. `task` runs it beside
+//! everything that it waits for; `bare` lets a test do so.
 //!
 //! Invariants: a piece is in exactly one place (a queue or one call in flight); an event is settled once; a
 //! lane that fails has one call in flight, and failing lanes together at most half of all calls.
@@ -11,19 +12,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::batch::{Batch, Body, LINES_BYTES_MAX};
 use crate::config::Config;
 use crate::destination::{Call, Destination, Encoding, Outcome};
-use crate::failpoint::{self, Point};
+use crate::failpoint::{self, Flaw, Point};
 use crate::memory::Memory;
 use crate::metrics::{Ages, Cause, Drop, LaneCounters, Metrics, Place};
 use crate::queue::{Handoff, Returns};
 use crate::spool::keeper::Keeper;
 use crate::stream::{Registry, Stream};
 
+#[doc(hidden)]
+pub mod bare;
 pub mod lane;
 mod letters;
 mod outcome;
@@ -31,6 +34,7 @@ mod piece;
 mod queues;
 pub mod retry;
 mod spill;
+mod task;
 
 use self::lane::{Lane, LaneLimits, LaneState, Readiness};
 use self::letters::Letters;
@@ -172,11 +176,10 @@ pub struct Delivery {
     /// Calls that are under way, or chosen and waiting for their place.
     in_flight: usize,
     failing_in_flight: usize,
-    /// Calls that this step has chosen.
+    /// Calls that have been chosen and are to be made.
     starting: Vec<(Call, Started)>,
-    /// Calls that are prepared and wait for a place.
+    /// Calls that wait for a place.
     ready: VecDeque<(Call, Started)>,
-    ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
     released: bool,
     drained: Option<oneshot::Sender<()>>,
     draining: bool,
@@ -184,8 +187,9 @@ pub struct Delivery {
     letters: Option<Letters>,
     /// Whether the timer for what grows too old runs.
     watches_age: bool,
-    /// Says that calls in flight are to be cut.
-    cut: watch::Sender<bool>,
+    /// Calls in flight are to be cut: their outcome will be unknown.
+    is_cut: bool,
+    jitter: fastrand::Rng,
 }
 
 impl Delivery {
@@ -209,49 +213,15 @@ impl Delivery {
             failing_in_flight: 0,
             starting: Vec::new(),
             ready: VecDeque::new(),
-            // Bounded by the calls in flight.
-            ended: mpsc::unbounded_channel(),
             released: false,
             drained: None,
             draining: false,
             spill: spool.map(|keeper| Spill::new(keeper, &parts)),
             letters: None,
             watches_age: false,
-            cut: watch::channel(false).0,
+            is_cut: false,
+            jitter: fastrand::Rng::new(),
             parts,
-        }
-    }
-
-    /// Delivers until it is told to abandon what is left, or every sender of commands is gone.
-    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        loop {
-            self.step(Instant::now());
-            let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-            let handoff = Arc::clone(&self.parts.handoff);
-            tokio::select! {
-                () = handoff.arrived() => (),
-                ended = self.ended.1.recv() => self.finish(ended.expect("we hold a sender ourselves")),
-                () = tokio::time::sleep_until(timer.unwrap_or_else(Instant::now).into()), if timer.is_some() => (),
-                event = spill::next_event(&mut self.spill) => {
-                    event.into_iter().for_each(|event| self.hear(event, Instant::now()));
-                }
-                answer = letters::next_answer(&mut self.letters) => self.hear_of_letter(answer, Instant::now()),
-                command = commands.recv() => match command {
-                    // Whoever asked may have gone away meanwhile.
-                    Some(Command::Abandon(answer)) => {
-                        self.abandon();
-                        let _ = answer.send(());
-                        return;
-                    }
-                    Some(Command::Look(answer)) => {
-                        let _ = answer.send(self.view(Instant::now()));
-                    }
-                    Some(Command::Drain(done)) => self.drain(done),
-                    Some(Command::Spool(cut_at, done)) => self.leave(cut_at, done),
-                    Some(Command::Sweep) => self.sweep(Instant::now()),
-                    None => return,
-                },
-            }
         }
     }
 
@@ -259,9 +229,6 @@ impl Delivery {
     fn step(&mut self, now: Instant) {
         while let Some(batch) = self.parts.handoff.pop() {
             self.take_batch(batch, now);
-        }
-        while let Ok(ended) = self.ended.1.try_recv() {
-            self.finish(ended);
         }
         self.hear_of_letters(now);
         self.fire_timers(now);
@@ -272,7 +239,6 @@ impl Delivery {
         while let Some(lane) = self.runnable.pop_front() {
             self.run_lane(lane, self.in_flight < self.chosen_max() && self.starved.is_empty(), now);
         }
-        self.set_off(now);
         if std::mem::take(&mut self.released) && self.parts.memory.waiting() > 0 {
             self.parts.returns.iter().for_each(|shard| shard.bell.ring());
         }
@@ -504,39 +470,27 @@ impl Delivery {
         if let Some(queue) = self.streams.get_mut(&stream.id) {
             queue.in_flight.push(piece.oldest());
         }
+        if failpoint::has(Flaw::SettlesEarly) {
+            self.deliver(&piece, |_| true, now);
+        }
         let body = piece.close(encoding, &delivery_stream);
         let due = piece.oldest() + self.parts.config.linger;
         let call = Call { delivery_stream, body, records: piece.records().len(), due, digest: None };
         self.starting.push((call, Started { lane: index, piece, started: now, was_failing }));
     }
 
-    /// Prepares the calls that were chosen in this step together, which is cheaper than one by one, and sets off
-    /// those that there is a place for. When nothing more is to be called, all are: they share the end of the others.
-    fn set_off(&mut self, now: Instant) {
-        self.parts.destination.prepare(self.starting.iter_mut().map(|(call, _)| call));
+    /// The chosen calls that may be made now, as many as there are places for. When nothing more is to be called, all
+    /// are: they share the end of the others.
+    fn take_ready(&mut self, now: Instant) -> Vec<(Call, Started)> {
         self.ready.extend(self.starting.drain(..));
         let places = self.calls_max().saturating_sub(self.in_flight - self.ready.len());
         let places = if spill::is_leaving(&self.spill) { usize::MAX } else { places };
-        for (call, started) in self.ready.drain(..places.min(self.ready.len())) {
-            let started = Started { started: now, ..started };
-            let (destination, ended) = (Arc::clone(&self.parts.destination), self.ended.0.clone());
-            let mut cut = self.cut.subscribe();
-            tokio::spawn(async move {
-                failpoint::pass(Point::CallBefore);
-                let outcome = tokio::select! {
-                    outcome = destination.call(call) => outcome,
-                    _ = cut.wait_for(|is_cut| *is_cut) => spill::cut_off(),
-                };
-                failpoint::pass(Point::CallAfter);
-                // Delivery is gone only when the process is about to end.
-                let _ = ended.send(Ended { call: started, outcome });
-            });
-        }
+        let taken = self.ready.drain(..places.min(self.ready.len()));
+        taken.map(|(call, started)| (call, Started { started: now, ..started })).collect()
     }
 
     /// Hears of the end of a call: counts it, settles what is settled, queues the rest again.
-    fn finish(&mut self, ended: Ended) {
-        let now = Instant::now();
+    fn finish(&mut self, ended: Ended, now: Instant) {
         let Ended { call: Started { lane, piece, started, was_failing }, outcome } = ended;
         self.in_flight -= 1;
         self.failing_in_flight -= usize::from(was_failing);
@@ -550,7 +504,7 @@ impl Delivery {
         failpoint::pass(Point::Settle);
         let verdict = self.judge(lane, piece, outcome, now);
         stream.label.leave(events, Place::InFlight);
-        let (limits, fraction) = (self.limits_now(), fastrand::f64());
+        let (limits, fraction) = (self.limits_now(), self.jitter.f64());
         let policy = &mut self.lane(lane).policy;
         let before = policy.state();
         policy.finished(verdict, started, now, &limits, fraction);
@@ -614,8 +568,7 @@ impl Delivery {
         LaneLimits { backoff, park_probe: self.limits.park_probe.min(DRAIN_WAIT_MAX), ..self.limits }
     }
 
-    fn drain(&mut self, done: oneshot::Sender<()>) {
-        let now = Instant::now();
+    fn drain(&mut self, done: oneshot::Sender<()>, now: Instant) {
         self.draining = true;
         self.drained = Some(done);
         for index in 0..self.lanes.len() {
@@ -624,8 +577,14 @@ impl Delivery {
             }
             self.wake(index);
         }
-        let streams: Vec<u64> = self.streams.keys().copied().collect();
-        streams.into_iter().for_each(|stream| self.offer(stream, now));
+        self.stream_ids().into_iter().for_each(|stream| self.offer(stream, now));
+    }
+
+    /// Every stream, always in the same order.
+    fn stream_ids(&self) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.streams.keys().copied().collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// Whether nothing is left that another call could deliver: what is parked stays parked.
@@ -639,11 +598,11 @@ impl Delivery {
             && self.streams.values().all(is_done)
     }
 
-    fn abandon(&mut self) {
+    fn abandon(&mut self, now: Instant) {
         while let Some(batch) = self.parts.handoff.pop() {
-            self.take_batch(batch, Instant::now());
+            self.take_batch(batch, now);
         }
-        self.take_letters_back(Instant::now());
+        self.take_letters_back(now);
         self.abandon_spill();
         for queue in self.streams.values_mut() {
             let label = Arc::clone(&queue.stream.label);

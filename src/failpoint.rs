@@ -1,6 +1,8 @@
 //! Named points at which a relay can be made to kill itself, as if by `kill -9`, for tests of what survives. In a
 //! release build there are none: [`pass`] is empty there.
 //!
+//! Beside them stand flaws: mistakes that a test has its own thread make, to show that it would notice them.
+//!
 //! The variable `FAILPOINT=NAME:TIMES` lets the process die when it comes to that point for the so many-th time. It
 //! is no setting, so it does not begin with `STANDPIPE_`.
 
@@ -77,10 +79,46 @@ impl Point {
     }
 }
 
+/// A mistake in the relay's own code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// What goes into a call is settled when the call starts, whatever becomes of it.
+    SettlesEarly,
+    /// A call that was accepted in part is made again as a whole.
+    ResendsWhole,
+}
+
 /// Passes a point, or dies there.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn pass(_point: Point) {}
+
+/// Whether this thread is to make a mistake: never in a release build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn has(_flaw: Flaw) -> bool {
+    false
+}
+
+/// Whether this thread is to make a mistake.
+#[cfg(debug_assertions)]
+pub fn has(flaw: Flaw) -> bool {
+    FLAW.get() == Some(flaw)
+}
+
+/// Has this thread make a mistake from now on, or none. In a release build it makes none.
+#[doc(hidden)]
+pub fn make(flaw: Option<Flaw>) {
+    #[cfg(debug_assertions)]
+    FLAW.set(flaw);
+    #[cfg(not(debug_assertions))]
+    let _ = flaw;
+}
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static FLAW: std::cell::Cell<Option<Flaw>> = const { std::cell::Cell::new(None) };
+}
 
 /// Passes a point, or dies there.
 #[cfg(debug_assertions)]

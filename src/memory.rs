@@ -3,7 +3,8 @@
 //! prints; [`Memory`] is what enforces its part for events at run time.
 //!
 //! Invariants: with nothing held every figure is zero; a stream's share never depends on what another stream
-//! holds until three quarters of the limit are used.
+//! holds until three quarters of the limit are used. What is encoded for a call, and what is read back from disk, is
+//! charged whether there is room or not: the limit is overrun by an eighth of it and the bodies of all calls at most.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -50,10 +51,16 @@ pub enum PartialPressure {
 impl Memory {
     /// The limits that a plan leaves for events.
     pub fn new(plan: &Plan) -> Arc<Self> {
+        Self::with_limits(plan.events, plan.stream_bytes_max().max(STREAM_BYTES_MIN), plan.partial)
+    }
+
+    /// Limits of one's own, in bytes, for tests: of everything, of a stream, and of half-received frames.
+    #[doc(hidden)]
+    pub fn with_limits(limit: u64, stream_max: u64, partial_max: u64) -> Arc<Self> {
         Arc::new(Self {
-            limit: plan.events,
-            stream_max: plan.stream_bytes_max().max(STREAM_BYTES_MIN),
-            partial_max: plan.partial,
+            limit,
+            stream_max,
+            partial_max,
             used: AtomicU64::new(0),
             holders: AtomicU64::new(0),
             partial: AtomicU64::new(0),
@@ -322,8 +329,16 @@ mod tests {
     #[test]
     fn a_plan_adds_up_to_its_limit_and_says_what_is_too_small() {
         let (_, plan) = memory(64 * MIB);
-        let parts =
-            [plan.base, plan.rings, plan.stacks, plan.connections, plan.labels, plan.slack, plan.partial];
+        let parts = [
+            plan.base,
+            plan.rings,
+            plan.stacks,
+            plan.connections,
+            plan.labels,
+            plan.slack,
+            plan.partial,
+            plan.spool,
+        ];
         assert_eq!(parts.iter().sum::<u64>() + plan.events, plan.total);
         let config = Config { memory: Some(16 * MIB), ..Config::default() };
         let machine = Machine { memory: 1 << 40, cpus: 2, files: 20_000 };
@@ -334,5 +349,17 @@ mod tests {
         let needed = needed.parse::<f64>().expect("a number") * MIB as f64;
         let enough = Config { memory: Some(needed as u64), ..Config::default() };
         assert!(Plan::new(&enough, machine).is_ok(), "what the message asks for is enough");
+    }
+
+    #[test]
+    fn a_spool_takes_its_part_of_the_memory() {
+        let machine = Machine { memory: 1 << 40, cpus: 2, files: 20_000 };
+        let plan = |spool| {
+            let config = Config { memory: Some(1024 * MIB), spool, ..Config::default() };
+            Plan::new(&config, machine).expect("enough")
+        };
+        let (without, with) = (plan(None), plan(Some("spool".into())));
+        assert_eq!((without.spool, with.events + with.spool), (0, without.events));
+        assert!(with.spool > 2 * with.spool_group && with.spool_group == 8 * MIB);
     }
 }

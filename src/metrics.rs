@@ -253,6 +253,11 @@ impl Label {
         self.duplicates[cause as usize].fetch_add(events, Relaxed);
     }
 
+    /// Events that were sent again although they may have been accepted, for any cause.
+    pub fn possible_duplicates(&self) -> u64 {
+        self.duplicates.iter().map(|events| events.load(Relaxed)).sum()
+    }
+
     /// Events that an earlier process left on disk.
     pub fn recovered(&self, events: u64) {
         self.recovered.fetch_add(events, AcqRel);

@@ -166,6 +166,7 @@ fn open_spool(shared: &Shared, driver: DriverKind, plan: &Plan) -> io::Result<Op
             free_floor: config.spool_free_floor,
             batches_max: usize::try_from(plan.events / 8 / spool::BATCH_MEMORY_BYTES).unwrap_or(usize::MAX),
             segment_bytes: SEGMENT_BYTES.min(config.spool_limit / 4),
+            group_bytes: plan.spool_group,
             keep_sent,
         },
         fsync: Arc::clone(&metrics.fsync_duration),
@@ -210,7 +211,9 @@ fn share(
     }))
 }
 
-fn parts(shared: &Shared, destination: &Arc<Destination>) -> Parts {
+/// What delivery is made of, beside the shards.
+#[doc(hidden)]
+pub fn parts(shared: &Shared, destination: &Arc<Destination>) -> Parts {
     Parts {
         config: Arc::clone(&shared.config),
         destination: Arc::clone(destination),

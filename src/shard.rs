@@ -275,7 +275,7 @@ impl Shard {
         let due = self.intake.next_due().map(|due| due.saturating_duration_since(now));
         let waiting = self.intake.has_waiting().then_some(WAITING_CHECK);
         let look = self.intake.look_at.map(|at| at.saturating_duration_since(now));
-        let draining = (self.phase > Phase::Serve && !self.is_quiet).then_some(leaving::LOOK_INTERVAL);
+        let draining = (self.phase > Phase::Serve && !self.is_read_out()).then_some(leaving::LOOK_INTERVAL);
         [due, waiting, look, draining].into_iter().flatten().min()
     }
 
@@ -287,7 +287,7 @@ impl Shard {
         }
         self.intake.welcome(&mut self.driver);
         self.intake.see_off();
-        if self.phase > Phase::Serve && !self.is_quiet {
+        if self.phase > Phase::Serve {
             self.become_quiet();
         }
         let sweeps = self.intake.orders().sweeps.load(Ordering::Acquire);
@@ -310,11 +310,19 @@ impl Shard {
         // Connections that were accepted just before listening stopped may still be on their way here.
         let settles = if self.phase == Phase::Drain { leaving::QUIET } else { Duration::ZERO };
         let settled = self.draining_since.is_some_and(|since| since.elapsed() >= settles);
-        if self.intake.is_done() && settled && !self.intake.may_have_arrivals() {
-            self.is_quiet = true;
+        let was_quiet = self.is_quiet;
+        self.is_quiet |= self.intake.is_done() && settled && !self.intake.may_have_arrivals();
+        if self.is_quiet {
+            // One that comes even later has brought more.
             self.intake.seal_all();
+        }
+        if self.is_quiet && !was_quiet {
             self.intake.orders().quiet.one_more();
         }
+    }
+
+    fn is_read_out(&self) -> bool {
+        self.is_quiet && self.intake.is_done()
     }
 
     fn enter(&mut self, phase: Phase) {

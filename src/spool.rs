@@ -30,7 +30,7 @@
 //! those 32 bytes never changes, so an older relay knows a newer file: it leaves that directory alone and says so.
 //! A batch is a header of 128 bytes, its lines, and the header again as a trailer: magic, version, encoding,
 //! flags, events, sequence, time of the oldest event, length and CRC32C of the lines, the file's salt, its own
-//! offset, the stream's name, and a CRC32C of all that. Lines are the one encoding: any destination can be fed from
+//! offset, the stream's name, up to where the segment was synced, and a CRC32C of all that. Lines are the one encoding: any destination can be fed from
 //! them, and which delivery stream a stream is mapped to is decided when a call is made. A sealed segment ends with
 //! an index (offset, length, events, CRC, sequence, time, stream of every batch), its CRC, and a tail that is found
 //! from the file's end. A done mark is 16 bytes: magic, offset of the batch, half of its sequence, CRC32C seeded with
@@ -57,15 +57,18 @@
 //! and not on their bytes. Where there is no good index (the last segment of a killed process, or a damaged
 //! one), headers are walked from one to the next; a damaged one is replaced by its trailer, or the next good
 //! header is searched for by its magic. A batch that reaches beyond the end of its file was never synced and is
-//! passed over; one that is all there and fails its CRC when it is read is damaged.
+//! passed over; one that is all there and fails its CRC when it is read is damaged. Every batch says up to where
+//! its segment was synced when it was written. What is missing before the last such place is damage: the segment is
+//! put aside. What is missing behind it was torn when power went, or damaged since, which nothing can tell: a batch
+//! of it that is known is counted as one that cannot be read, and the end is mentioned in the log.
 //!
 //! # Limits
 //!
 //! Bytes on disk (`bytes_max`), bytes left free on the file system (`free_floor`), batches (`batches_max`, since each
-//! takes about [`BATCH_MEMORY_BYTES`] of memory), bytes a group ([`GROUP_BYTES_MAX`]).
+//! takes about [`BATCH_MEMORY_BYTES`] of memory), bytes a group (`group_bytes`): what is put together to be written, and
+//! what is read back to be moved, is the memory that the spool takes beside what its caller holds.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -75,7 +78,11 @@ pub mod format;
 mod host;
 mod index;
 pub mod keeper;
+mod lines;
 mod marks;
+mod notice;
+mod op;
+mod reader;
 mod recovery;
 mod segment;
 #[cfg(test)]
@@ -85,7 +92,10 @@ mod writer;
 use self::format::BatchHeader;
 pub use self::format::Kind;
 use self::index::{Entry, Index, Where};
+pub use self::lines::Lines;
 use self::marks::Chore;
+pub use self::notice::Notice;
+pub use self::op::{File, Listed, Op, OpId, OpResult};
 use self::recovery::Adoption;
 use self::segment::{Phase, Segment};
 use self::writer::{Job, Writer};
@@ -94,8 +104,6 @@ use self::writer::{Job, Writer};
 pub const RETRY_AFTER: u64 = 1_000;
 /// What a batch on disk takes in memory, about, in bytes.
 pub const BATCH_MEMORY_BYTES: u64 = 256;
-/// Bytes that are written before one fsync, at most (a larger batch goes alone).
-pub const GROUP_BYTES_MAX: u64 = 8 << 20;
 /// Done marks are gathered for so long before they are written, in milliseconds.
 const MARKS_EVERY: u64 = 100;
 /// An open segment whose batches are all done is given up after so long without a new one, in milliseconds.
@@ -118,89 +126,10 @@ pub struct Limits {
     pub batches_max: usize,
     /// A segment is sealed when it has grown to this, in bytes.
     pub segment_bytes: u64,
+    /// Bytes that are written before one fsync, and as many that are read back to be moved; a larger batch goes alone.
+    pub group_bytes: u64,
     /// How long a segment is kept once everything in it is delivered, in milliseconds.
     pub keep_sent: u64,
-}
-
-/// One file of the spool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct File {
-    /// The directory: [`OWN`], or the number under which one was adopted.
-    pub dir: u32,
-    /// Its number in the directory.
-    pub number: u32,
-    /// What it is for.
-    pub kind: Kind,
-}
-
-/// A file operation that the machine asks for. Those of one file may be under way together only where their order
-/// does not matter.
-#[derive(Clone, Debug)]
-pub enum Op {
-    /// Make this file, which must not exist.
-    Create(File),
-    /// Write these parts behind each other from `offset` on, all or fail.
-    Write {
-        /// Where to.
-        file: File,
-        /// From which byte on.
-        offset: u64,
-        /// What.
-        parts: Vec<Bytes>,
-    },
-    /// Make the bytes and the length of the file durable.
-    Sync(File),
-    /// Make the names in this directory durable.
-    SyncDir(u32),
-    /// Read `length` bytes from `offset` on, or as many as there are.
-    Read {
-        /// Where from.
-        file: File,
-        /// From which byte on.
-        offset: u64,
-        /// How many.
-        length: u64,
-    },
-    /// Close the file, without syncing it; it may be opened again for reading.
-    Close(File),
-    /// Remove the file; one that is gone already counts as removed.
-    Remove(File),
-    /// Move the segment out of the way, beside the instances.
-    Quarantine(File),
-    /// Remove an adopted directory, which is empty, and give up its lock.
-    RemoveDir(u32),
-    /// Tell how many bytes are free on the file system.
-    Space,
-}
-
-/// Which operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct OpId(u64);
-
-/// What became of an operation.
-#[derive(Clone, Debug)]
-pub enum OpResult {
-    /// Done.
-    Done,
-    /// What was read.
-    Read(Bytes),
-    /// Bytes free.
-    Space(u64),
-    /// It failed; how, in words for the log.
-    Failed(String),
-}
-
-/// A file of a directory that is adopted.
-#[derive(Clone, Copy, Debug)]
-pub struct Listed {
-    /// Its number.
-    pub number: u32,
-    /// What it is for.
-    pub kind: Kind,
-    /// Its length in bytes.
-    pub length: u64,
-    /// When it was last written, in milliseconds since 1970.
-    pub modified: u64,
 }
 
 /// What the machine has learned.
@@ -221,8 +150,15 @@ pub enum Event {
         /// Whether an earlier process that ended without order may have delivered it.
         is_doubtful: bool,
     },
-    /// A batch that was asked for, or found, and cannot be read; it is settled.
-    Damaged(u64, BatchHeader),
+    /// A batch that cannot be read; it is settled.
+    Damaged {
+        /// Which.
+        id: u64,
+        /// What is known of it.
+        header: BatchHeader,
+        /// Whether it was asked for; else it waited on disk, and was found out by the way.
+        was_asked: bool,
+    },
     /// A batch that the caller let go of was found to be unreadable just before: it is on no disk.
     Gone(u64),
     /// A batch of this stream was asked for, and none waits: what did was found to be damaged meanwhile.
@@ -255,64 +191,6 @@ pub enum Refusal {
     Batches,
     /// The disk failed a moment ago.
     Failing,
-}
-
-/// What an operator should read, as a sentence ([`fmt::Display`]).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// The disk fails; batches stay in memory.
-    Failing(String),
-    /// It works again.
-    Works,
-    /// A segment was put aside.
-    Quarantined(File),
-    /// A directory of a newer relay was left alone.
-    Newer(u32, u16),
-    /// A file could not be read and was left where it is.
-    Unreadable(File, String),
-    /// What an adopted directory brought.
-    Adopted {
-        /// The directory.
-        dir: u32,
-        /// Batches to deliver.
-        batches: u64,
-        /// Their events.
-        events: u64,
-    },
-}
-
-impl fmt::Display for Notice {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Notice::Failing(error) => write!(
-                out,
-                "the spool cannot be written ({error}): batches stay in memory, and it is tried again every second"
-            ),
-            Notice::Works => out.write_str("the spool can be written again"),
-            Notice::Quarantined(file) => write!(
-                out,
-                "something in segment {:08} of the spool was damaged; what could be read of it is delivered, and \
-                 the file was moved to the directory \"quarantine\": look at the disk, then delete it",
-                file.number
-            ),
-            Notice::Newer(_, version) => write!(
-                out,
-                "it is in format {version} of the spool, and this relay reads up to {}: it is left as it is; start \
-                 a relay at least as new as the one that wrote it",
-                format::VERSION
-            ),
-            Notice::Unreadable(file, error) => {
-                write!(
-                    out,
-                    "{:?} {:08} cannot be read ({error}) and is left as it is",
-                    file.kind, file.number
-                )
-            }
-            Notice::Adopted { batches, events, .. } => {
-                write!(out, "took over {batches} batches with {events} events")
-            }
-        }
-    }
 }
 
 /// What an operation under way is for.
@@ -348,9 +226,13 @@ pub struct Spool {
     /// Batches in poisoned segments, to be read back and written anew.
     moves: VecDeque<u64>,
     is_moving: bool,
+    /// Bytes of those that were read back and are not written yet.
+    moving_bytes: u64,
+    /// A read for a move failed; not before this instant again, in milliseconds.
+    moves_at: u64,
     adoptions: VecDeque<Adoption>,
     /// How many segments of each adopted directory are not gone yet, and whether it may be removed then.
-    dirs: HashMap<u32, Dir>,
+    dirs: BTreeMap<u32, Dir>,
     fetches: VecDeque<u64>,
     /// Reads that failed, to be tried again: when, in milliseconds, and which batch.
     rereads: VecDeque<(u64, u64)>,
@@ -399,8 +281,10 @@ impl Spool {
             group_bytes: 0,
             moves: VecDeque::new(),
             is_moving: false,
+            moving_bytes: 0,
+            moves_at: 0,
             adoptions: VecDeque::new(),
-            dirs: HashMap::new(),
+            dirs: BTreeMap::new(),
             fetches: VecDeque::new(),
             rereads: VecDeque::new(),
             chores: VecDeque::new(),
@@ -432,8 +316,9 @@ impl Spool {
             events: batch.events,
             oldest: batch.oldest,
             is_unknown: batch.is_unknown,
-            length: u32::try_from(batch.lines.len()).unwrap_or(u32::MAX),
-            crc: crc32c::crc32c(&batch.lines),
+            length: u32::try_from(batch.lines.bytes()).unwrap_or(u32::MAX),
+            // Known once they are put together, to be written.
+            crc: 0,
         };
         if let Some(refusal) = self.refusal(header.span(), now) {
             self.events.push_back(Event::Refused(id, refusal));
@@ -453,7 +338,7 @@ impl Spool {
         if self.index.len() >= self.limits.batches_max {
             return Some(Refusal::Batches);
         }
-        let wanted = self.queue_bytes + self.group_bytes + bytes;
+        let wanted = self.queue_bytes + self.group_bytes + self.poisoned_bytes() + bytes;
         if self.free.is_some_and(|free| free < self.limits.free_floor.saturating_add(wanted)) {
             self.forget_kept(now);
             return Some(Refusal::Floor);
@@ -466,20 +351,10 @@ impl Spool {
         (after > self.limits.bytes_max).then_some(Refusal::Limit)
     }
 
-    /// Asks for the oldest batch of a stream that nobody holds: [`Event::Loaded`] or [`Event::Damaged`] follows.
-    /// Gives its id and its header, or nothing where there is none ([`Event::Nothing`] follows).
-    pub fn fetch(&mut self, stream: &str) -> Option<(u64, BatchHeader)> {
-        let Some(id) = self.index.take_oldest(stream) else {
-            self.events.push_back(Event::Nothing(stream.into()));
-            return None;
-        };
-        self.fetches.push_back(id);
-        self.index.get(id).map(|entry| (id, entry.header.clone()))
-    }
-
-    /// The size in bytes of the lines that [`Spool::fetch`] would read next.
-    pub fn next_length(&self, stream: &str) -> Option<u32> {
-        self.index.oldest(stream).and_then(|id| self.index.get(id)).map(|entry| entry.header.length)
+    /// What is to be written anew while it still takes its room in a poisoned segment.
+    fn poisoned_bytes(&self) -> u64 {
+        let is_poisoned = |segment: &&Segment| segment.phase == Phase::Poisoned && !segment.live.is_empty();
+        self.segments.values().filter(is_poisoned).map(|segment| segment.length).sum()
     }
 
     /// The caller drops a stored batch from memory, to fetch it later. `is_unknown`: a call with it ended without a
@@ -613,9 +488,8 @@ impl Spool {
         if let Some(id) = self.next_reread(now) {
             self.fetches.push_back(id);
         }
-        if let Some(id) = self.fetches.pop_front() {
-            let place = self.index.get(id)?.place;
-            return self.read_batch(id).map(|op| (op, Purpose::Fetch(id, place)));
+        if let Some(fetch) = self.next_fetch() {
+            return Some(fetch);
         }
         if let Some((id, op)) = self.next_move(now) {
             return Some((op, Purpose::Move(id)));
@@ -623,7 +497,7 @@ impl Spool {
         if let Some((op, chore)) = self.next_chore(now) {
             return Some((op, Purpose::Chore(chore)));
         }
-        if let Some(op) = self.next_adoption() {
+        if let Some(op) = self.next_adoption(now) {
             return Some((op, Purpose::Adopt));
         }
         let is_due = self.free.is_none() || now >= self.free_at + SPACE_EVERY;
@@ -632,19 +506,6 @@ impl Spool {
             return Some((Op::Space, Purpose::Space));
         }
         None
-    }
-
-    fn next_reread(&mut self, now: u64) -> Option<u64> {
-        self.rereads.front().filter(|(at, _)| now >= *at)?;
-        self.rereads.pop_front().map(|(_, id)| id)
-    }
-
-    fn read_batch(&self, id: u64) -> Option<Op> {
-        let entry = self.index.get(id)?;
-        let Where::Stored { dir, number, offset } = entry.place else { return None };
-        let file = File { dir, number, kind: Kind::Segment };
-        let offset = u64::from(offset) + format::BATCH_HEADER_BYTES as u64;
-        Some(Op::Read { file, offset, length: u64::from(entry.header.length) })
     }
 
     /// What became of an operation.
@@ -672,50 +533,6 @@ impl Spool {
         self.events.pop_front()
     }
 
-    fn fetched(&mut self, id: u64, place: Where, result: OpResult, now: u64) {
-        let Some(entry) = self.index.get(id) else { return };
-        let header = entry.header.clone();
-        let is_doubtful = entry.is_doubtful;
-        match result {
-            OpResult::Read(lines) if is_whole(&header, &lines) => {
-                self.index.hold(id);
-                self.events.push_back(Event::Loaded { id, header, lines, is_doubtful });
-            }
-            // It was moved meanwhile, and what it was moved from may be gone.
-            _ if self.index.get(id).is_some_and(|entry| entry.place != place) => self.fetches.push_back(id),
-            // What cannot be read now may be readable later: a disk that is busy with errors, too many open files.
-            OpResult::Failed(_) if self.index.may_read_again(id) => {
-                self.rereads.push_back((now + RETRY_AFTER, id));
-            }
-            _ if self.index.use_copy(id) => {
-                self.note_damage(place);
-                self.fetches.push_back(id);
-            }
-            _ => self.damaged(id, now),
-        }
-    }
-
-    /// Something at this place could not be read.
-    fn note_damage(&mut self, place: Where) {
-        if let Where::Stored { dir, number, .. } = place
-            && let Some(segment) = self.segments.get_mut(&(dir, number))
-            && !std::mem::replace(&mut segment.is_damaged, true)
-        {
-            self.damaged_segments += 1;
-        }
-    }
-
-    /// A batch cannot be read: it is settled, counted, and its segment will be put aside.
-    fn damaged(&mut self, id: u64, now: u64) {
-        let Some(entry) = self.index.get_mut(id) else { return };
-        entry.is_done = true;
-        let (place, header, is_held) = (entry.place, entry.header.clone(), entry.is_held);
-        self.note_damage(place);
-        self.settle(id, now);
-        let event = if is_held { Event::Refused(id, Refusal::Failing) } else { Event::Damaged(id, header) };
-        self.events.push_back(event);
-    }
-
     fn salt(&mut self) -> u32 {
         // SplitMix64: every seed gives a different sequence.
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -731,15 +548,11 @@ pub struct NewBatch {
     /// Its stream: at most 64 octets, as the protocol has it.
     pub stream: Arc<str>,
     /// Its events, each followed by one LF.
-    pub lines: Bytes,
+    pub lines: Lines,
     /// How many they are.
     pub events: u32,
     /// When the oldest was received, in milliseconds since 1970.
     pub oldest: u64,
     /// Whether some may have been delivered already.
     pub is_unknown: bool,
-}
-
-fn is_whole(header: &BatchHeader, lines: &[u8]) -> bool {
-    lines.len() == header.length as usize && crc32c::crc32c(lines) == header.crc
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every fuzz target for a while, beginning with what is kept in fuzz/corpus: the frame parser and control frames at
-# any split, a shard, answers of the endpoint, configurations. A target that crashes leaves its input in
-# fuzz/artifacts.
+# any split, a shard, answers of the endpoint, configurations, a spool that is taken over. A target that crashes
+# leaves its input in fuzz/artifacts.
 #
 #   tests/fuzz.sh                       a short smoke
 #   tests/fuzz.sh --seconds 3600        longer

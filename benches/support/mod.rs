@@ -3,20 +3,12 @@
 
 #![allow(dead_code, reason = "no bench uses all of it")]
 
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use standpipe::buffer::Shape;
 use standpipe::config::{Config, DestinationChoice};
 use standpipe::destination::Encoding;
-use standpipe::memory::{Machine, Memory, Plan};
-use standpipe::metrics::Metrics;
-use standpipe::queue::{Handoff, Returns};
-use standpipe::shard::placing::Places;
-use standpipe::shard::{Orders, Shared};
-use standpipe::stream::Registry;
+use standpipe::shard::{Shared, bare};
 
 pub mod thread;
 pub mod traffic;
@@ -46,25 +38,7 @@ pub fn shared(encoding: Encoding) -> Arc<Shared> {
         shards: Some(1),
         ..Config::default()
     };
-    let machine = Machine { memory: 4 << 30, cpus: 2, files: 20_000 };
-    let plan = Plan::new(&config, machine).expect("a gibibyte is enough");
-    let memory = Memory::new(&plan);
-    let metrics = Metrics::new(Instant::now(), 1, vec!["bench".to_owned()], config.max_stream_labels);
-    let config = Arc::new(config);
-    let returns: io::Result<Arc<[Returns]>> = (0..1).map(|_| Returns::new()).collect();
-    Arc::new(Shared {
-        shape: Shape::new(encoding, &memory),
-        registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
-        handoff: Arc::new(Handoff::default()),
-        orders: Orders::default(),
-        places: Places::new(1),
-        connections_max: plan.connections_max,
-        connections: AtomicUsize::new(0),
-        returns: returns.expect("an event descriptor"),
-        config,
-        metrics,
-        memory,
-    })
+    bare::shared(config, encoding)
 }
 
 /// The CPU time that the calling thread has used.

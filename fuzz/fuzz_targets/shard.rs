@@ -3,21 +3,14 @@
 
 #![no_main]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
-use standpipe::buffer::Shape;
 use standpipe::config::{Config, DestinationChoice};
 use standpipe::destination::Encoding;
-use standpipe::memory::{Machine, Memory, Plan};
-use standpipe::metrics::Metrics;
-use standpipe::queue::{Handoff, Returns};
-use standpipe::shard::bare::Bare;
-use standpipe::shard::placing::Places;
-use standpipe::shard::{Orders, Shared};
-use standpipe::stream::Registry;
+use standpipe::shard::Shared;
+use standpipe::shard::bare::{self, Bare};
 
 static SHARED: LazyLock<Arc<Shared>> = LazyLock::new(|| {
     let config = Config {
@@ -28,25 +21,7 @@ static SHARED: LazyLock<Arc<Shared>> = LazyLock::new(|| {
         max_streams: 50,
         ..Config::default()
     };
-    let machine = Machine { memory: 4 << 30, cpus: 2, files: 20_000 };
-    let plan = Plan::new(&config, machine).expect("a gibibyte is enough");
-    let memory = Memory::new(&plan);
-    let metrics = Metrics::new(Instant::now(), 1, vec!["fuzz".to_owned()], config.max_stream_labels);
-    let config = Arc::new(config);
-    let returns: std::io::Result<Arc<[Returns]>> = (0..1).map(|_| Returns::new()).collect();
-    Arc::new(Shared {
-        shape: Shape::new(Encoding::Lines, &memory),
-        registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
-        handoff: Arc::new(Handoff::default()),
-        orders: Orders::default(),
-        places: Places::new(1),
-        connections_max: plan.connections_max,
-        connections: AtomicUsize::new(0),
-        returns: returns.expect("an event descriptor"),
-        config,
-        metrics,
-        memory,
-    })
+    bare::shared(config, Encoding::Lines)
 });
 
 /// What came of the bytes: answers, rejected frames by reason, and events received.

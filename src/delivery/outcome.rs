@@ -10,6 +10,7 @@ use super::piece::Piece;
 use crate::batch::{Fate, Settled, Ticket};
 use crate::destination::{Encoding, Outcome, RecordOutcome, Refusal};
 use crate::encode::BILLING_STEP_BYTES;
+use crate::failpoint::{self, Flaw};
 use crate::metrics::{self, Drop, LaneCounters, Place};
 
 impl Delivery {
@@ -17,6 +18,9 @@ impl Delivery {
     pub(super) fn judge(&mut self, lane: usize, mut piece: Piece, outcome: Outcome, now: Instant) -> Verdict {
         let counters = Arc::clone(&self.lane(lane).counters);
         let records = piece.records().len() as u64;
+        if failpoint::has(Flaw::SettlesEarly) {
+            return Verdict::Progress;
+        }
         match outcome {
             Outcome::Accepted => {
                 counters.call(metrics::Outcome::Ok);
@@ -36,7 +40,7 @@ impl Delivery {
                 counters.records(records, metrics::Outcome::Unknown);
                 self.lane(lane).last_error = Some(message);
                 piece.is_unknown = true;
-                self.requeue(piece);
+                self.requeue(piece, now);
                 Verdict::Failed
             }
             Outcome::Refused { kind, message } => {
@@ -65,33 +69,34 @@ impl Delivery {
         counters.call(if throttled > 0 { metrics::Outcome::Throttled } else { metrics::Outcome::Internal });
         let is_accepted = |index: usize| answers.get(index) == Some(&RecordOutcome::Accepted);
         if accepted == 0 {
-            self.requeue(piece);
+            self.requeue(piece, now);
             return Verdict::Failed;
         }
         self.deliver(&piece, is_accepted, now);
         if accepted == piece.records().len() as u64 {
             return Verdict::Progress;
         }
-        self.requeue(piece.only(&self.parts.memory, |index| !is_accepted(index)));
+        let resends = |index| !is_accepted(index) || failpoint::has(Flaw::ResendsWhole);
+        self.requeue(piece.only(&self.parts.memory, resends), now);
         if throttled > 0 { Verdict::ProgressThrottled } else { Verdict::Progress }
     }
 
     fn judge_refusal(&mut self, lane: usize, mut piece: Piece, kind: Refusal, now: Instant) -> Verdict {
         match kind {
             Refusal::Throttled | Refusal::Transient | Refusal::Credentials | Refusal::Key => {
-                self.requeue(piece);
+                self.requeue(piece, now);
                 Verdict::Failed
             }
             Refusal::Permanent => {
-                self.requeue(piece);
+                self.requeue(piece, now);
                 Verdict::Parked
             }
             Refusal::Content => {
                 let since = *piece.refused_since.get_or_insert(now);
                 if piece.records().len() > 1 {
                     let [first, second] = piece.halves(&self.parts.memory);
-                    self.requeue(second);
-                    self.requeue(first);
+                    self.requeue(second, now);
+                    self.requeue(first, now);
                     return Verdict::Neutral;
                 }
                 if self.lane(lane).policy.accepted_at().is_some_and(|at| at > since) {
@@ -102,22 +107,22 @@ impl Delivery {
                     return Verdict::Neutral;
                 }
                 // Nothing else was accepted since: the lane may be to blame and not this record, so it is kept.
-                self.requeue(piece);
+                self.requeue(piece, now);
                 Verdict::Parked
             }
         }
     }
 
-    fn requeue(&mut self, mut piece: Piece) {
+    fn requeue(&mut self, mut piece: Piece, now: Instant) {
         piece.is_retry = true;
         let stream = Arc::clone(piece.stream());
         stream.label.enter(piece.events(), Place::Retry);
-        let id = self.open_queue(&stream, Instant::now());
+        let id = self.open_queue(&stream, now);
         self.streams.get_mut(&id).expect("it was opened").push_retry(piece);
     }
 
     /// Counts and settles accepted records.
-    fn deliver(&mut self, piece: &Piece, chosen: impl Fn(usize) -> bool, now: Instant) {
+    pub(super) fn deliver(&mut self, piece: &Piece, chosen: impl Fn(usize) -> bool, now: Instant) {
         let (mut events, mut bytes, mut billed) = (0, 0, 0);
         for (_, record) in piece.records().iter().enumerate().filter(|(index, _)| chosen(*index)) {
             events += u64::from(record.events);

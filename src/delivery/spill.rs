@@ -74,6 +74,9 @@ pub(super) struct Spill {
     index: Charge,
     /// The youngest event of a batch on disk was received so much after the oldest, at most.
     apart_max: Duration,
+    /// The same moment on both clocks, the second in milliseconds since 1970: from here on only the one that never
+    /// jumps counts.
+    pub(super) epoch: (Instant, u64),
     paused_until: Option<Instant>,
     look_at: Option<Instant>,
     leaving: Option<Leaving>,
@@ -96,6 +99,7 @@ pub(super) async fn next_event(spill: &mut Option<Spill>) -> Option<Event> {
 impl Spill {
     pub(super) fn new(keeper: Keeper, parts: &Parts) -> Self {
         let account: Arc<Account> = Arc::default();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             keeper,
             mode: parts.config.spool_mode,
@@ -110,6 +114,7 @@ impl Spill {
             asked_bytes: 0,
             index: Charge::none(&parts.memory, &account),
             apart_max: parts.config.linger + write::APART_MAX,
+            epoch: (Instant::now(), u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
             paused_until: None,
             look_at: None,
             leaving: None,
@@ -224,11 +229,13 @@ impl Delivery {
                 self.take_back(id, now);
             }
             Event::Loaded { id, header, lines, is_doubtful } => {
-                let pieces = spill.loaded(id, &header, lines, &self.parts, self.encoding);
+                let pieces = spill.loaded(id, &header, lines, &self.parts, self.encoding, now);
                 self.take_recalled(pieces, &header, is_doubtful, now);
             }
-            Event::Damaged(id, header) => spill.damaged(id, Some(header), &self.parts),
-            Event::Gone(id) => spill.damaged(id, None, &self.parts),
+            Event::Damaged { id, header, was_asked } => {
+                spill.damaged(id, Some(&header), was_asked, &self.parts);
+            }
+            Event::Gone(id) => spill.damaged(id, None, false, &self.parts),
             Event::Nothing(stream) => {
                 spill.answered(&stream, 0);
                 spill.drop_empty(&stream);

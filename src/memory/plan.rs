@@ -2,6 +2,7 @@
 //! decides nothing at run time.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use crate::config::Config;
 
@@ -16,6 +17,8 @@ const OTHER_THREADS: u64 = 6;
 const CONNECTION_BYTES: u64 = 512;
 /// One label of one stream: its cells, one a shard, and the rest once.
 const LABEL_BYTES: u64 = 768;
+/// What the spool writes before one fsync, at most and at least.
+const SPOOL_GROUP_BYTES: RangeInclusive<u64> = 256 * KIB..=8 * MIB;
 /// Events may not have less than this: a few full records in different stages of their way.
 const EVENTS_BYTES_MIN: u64 = 8 * MIB;
 
@@ -41,6 +44,8 @@ pub struct Plan {
     pub slack: u64,
     /// Half-received frames, and what paused connections had already sent.
     pub partial: u64,
+    /// The spool's thread: its stack, what it puts together for one write, and what it reads back to write anew.
+    pub spool: u64,
     /// Events: open, queued and in flight.
     pub events: u64,
     /// How many shards.
@@ -49,6 +54,8 @@ pub struct Plan {
     pub connections_max: usize,
     /// Bytes of receive buffers a shard.
     pub receive_bytes: u64,
+    /// Bytes that the spool writes before one fsync.
+    pub spool_group: u64,
 }
 
 /// A limit that is too small to work with.
@@ -88,6 +95,7 @@ impl Plan {
         let receive_bytes = (total / 32 / shard_count).clamp(512 * KIB, 4 * MIB).next_power_of_two() / 2;
         let receive_bytes = receive_bytes.max(512 * KIB);
         let labels = (config.max_stream_labels as u64) * (LABEL_BYTES + 64 * shard_count);
+        let spool_group = (total / 128).clamp(*SPOOL_GROUP_BYTES.start(), *SPOOL_GROUP_BYTES.end());
         let fixed = [
             BASE_BYTES,
             shard_count * (receive_bytes + 2 * MIB),
@@ -95,6 +103,7 @@ impl Plan {
             connections_max as u64 * CONNECTION_BYTES,
             labels,
             total / 16 + 2 * MIB,
+            if config.spool.is_some() { STACK_BYTES + 2 * spool_group } else { 0 },
         ];
         let partial = total / 8;
         let spent: u64 = fixed.iter().sum::<u64>() + partial;
@@ -105,7 +114,7 @@ impl Plan {
             let needed = (total + missing * 2).next_multiple_of(4 * MIB);
             return Err(PlanError { total, fixed: spent, needed });
         }
-        let [base, rings, stacks, connections, labels, slack] = fixed;
+        let [base, rings, stacks, connections, labels, slack, spool] = fixed;
         Ok(Self {
             total,
             base,
@@ -115,10 +124,12 @@ impl Plan {
             labels,
             slack,
             partial,
+            spool,
             events,
             shards,
             connections_max,
             receive_bytes,
+            spool_group,
         })
     }
 
@@ -148,6 +159,7 @@ impl fmt::Display for Plan {
             ("  labels", self.labels, "names and counters of streams"),
             ("  slack", self.slack, "what the allocator keeps and loses"),
             ("  partial", self.partial, "half-received frames and paused connections"),
+            ("  spool", self.spool, "what it puts together to be written"),
             ("  events", self.events, "open, queued and in flight"),
         ];
         for (name, bytes, what) in rows {

@@ -19,6 +19,9 @@ impl Handler for Turns {
     fn woke(&mut self, _: Instant) {
         self.turn += 1;
     }
+    fn accepted(&mut self, socket: OwnedFd, _: usize) -> Option<OwnedFd> {
+        Some(socket)
+    }
     fn opened(&mut self, key: Key, _: usize) {
         self.read_in.resize(self.read_in.len().max(key as usize + 1), self.turn);
     }
@@ -53,8 +56,8 @@ fn connections_that_each_could_fill_all_buffers_are_read_in_turn() {
         listener.set_nonblocking(true).expect("it is a socket");
         let address = listener.local_addr().expect("it is bound");
         let returns: Arc<[Returns]> = Arc::new([Returns::new().expect("an event descriptor")]);
-        let mut driver =
-            Driver::new(kind, vec![listener.into()], returns, 0, BUFFERS_BYTES).expect("a driver");
+        let listeners = vec![Listener { socket: listener.into(), address: 0 }];
+        let mut driver = Driver::new(kind, listeners, returns, 0, BUFFERS_BYTES).expect("a driver");
         let clients: Vec<TcpStream> =
             (0..CLIENTS).map(|_| TcpStream::connect(address).expect("it listens")).collect();
         clients.iter().for_each(|client| client.set_nonblocking(true).expect("it is a socket"));

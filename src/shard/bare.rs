@@ -1,25 +1,76 @@
 //! A shard without its driver and its clock: bytes in, sealed batches out, and nobody sleeps. For the benches, the
-//! instruction guard and the fuzz targets, which must not depend on how a kernel batches by timing. It is no second shard: every
-//! step is the one that the driver's loop takes.
+//! instruction guard, the fuzz targets and the simulation, which must not depend on how a kernel batches by timing. It
+//! is no second shard: every step is the one that the driver's loop takes.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use super::intake::Intake;
-use super::{Shared, Wheel};
-use crate::net::{Handler, Key};
+use super::intake::{Intake, Peer};
+use super::placing::Places;
+use super::{Orders, Shared, Wheel};
+use crate::buffer::Shape;
+use crate::config::Config;
+use crate::destination::Encoding;
+use crate::memory::{Machine, Memory, Plan};
+use crate::metrics::Metrics;
+use crate::net::{Handler, Key, Reading};
+use crate::queue::{Handoff, Returns};
+use crate::stream::Registry;
 
-/// See the module. It is shard 0 of what it shares, and its connections were accepted by listener 0.
+/// What the shards of a configuration share on a machine with plenty of everything, where the destination takes
+/// `encoding`.
+///
+/// # Panics
+/// Where the configuration's memory is too small for its settings, or the machine gives no event descriptor.
+pub fn shared(config: Config, encoding: Encoding) -> Arc<Shared> {
+    let machine = Machine { memory: 4 << 30, cpus: 2, files: 20_000 };
+    let plan = Plan::new(&config, machine).expect("the memory is enough for the settings");
+    shared_with(config, encoding, Memory::new(&plan), Instant::now())
+}
+
+/// The same with a limit on memory of one's own, and the instant from which time is counted.
+///
+/// # Panics
+/// Where the machine gives no event descriptor.
+pub fn shared_with(config: Config, encoding: Encoding, memory: Arc<Memory>, epoch: Instant) -> Arc<Shared> {
+    let shards = config.shards.unwrap_or(1);
+    let metrics = Metrics::new(epoch, shards, vec!["bare".to_owned()], config.max_stream_labels);
+    let config = Arc::new(config);
+    let returns: std::io::Result<Arc<[Returns]>> = (0..shards).map(|_| Returns::new()).collect();
+    Arc::new(Shared {
+        shape: Shape::new(encoding, &memory),
+        registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
+        handoff: Arc::new(Handoff::default()),
+        orders: Orders::default(),
+        places: Places::new(shards),
+        connections_max: config.max_connections,
+        connections: AtomicUsize::new(0),
+        returns: returns.expect("an event descriptor"),
+        config,
+        metrics,
+        memory,
+    })
+}
+
+/// See the module. Its connections were accepted by listener 0.
 #[derive(Debug)]
 pub struct Bare(Intake);
 
 impl Bare {
-    /// A shard with `connections` open connections, which have the keys from 0 on.
+    /// Shard 0 of what it shares, with `connections` open connections, which have the keys from 0 on.
     pub fn new(shared: Arc<Shared>, connections: Key) -> Self {
+        let now = Instant::now();
+        Self::at(shared, 0, connections, now)
+    }
+
+    /// The shard with this number, whose connections were opened at `now`.
+    pub fn at(shared: Arc<Shared>, index: usize, connections: Key, now: Instant) -> Self {
         let wheel = Wheel::new(shared.metrics.epoch, shared.config.linger);
-        let mut intake = Intake::new(0, wheel, shared);
+        let mut intake = Intake::new(index, wheel, shared);
+        intake.woke(now);
         (0..connections).for_each(|key| {
-            intake.shared().places.enter(0);
+            intake.shared().places.enter(index);
             intake.opened(key, 0);
         });
         Self(intake)
@@ -31,7 +82,7 @@ impl Bare {
     }
 
     /// Does what is done once after each wait: seals what is due at `now`, hears of outcomes. What the driver would
-    /// be told is kept and never done, so a stream must not come to its cap.
+    /// be told is never done, so a bench must not let a stream come to its cap.
     pub fn turn(&mut self, now: Instant) {
         self.0.woke(now);
         self.0.turn();
@@ -42,13 +93,39 @@ impl Bare {
         self.0.seal_all();
     }
 
+    /// The end: closes every connection that waits for no answer, drops what finds no room, and seals the rest.
+    pub fn close_all(&mut self) {
+        self.0.begin_drain();
+        self.0.close_all();
+        self.0.seal_all();
+    }
+
     /// The answers to control frames since the last look, with the connection of each.
     pub fn take_answers(&mut self) -> Vec<(Key, Vec<u8>)> {
         self.0.take_answers()
     }
 
+    /// Whether a connection is open.
+    pub fn is_open(&self, key: Key) -> bool {
+        self.peer(key).is_some()
+    }
+
+    /// Whether a connection is open, and would be read.
+    pub fn is_read(&self, key: Key) -> bool {
+        self.peer(key).is_some_and(|peer| peer.reading != Reading::Paused)
+    }
+
+    fn peer(&self, key: Key) -> Option<&Peer> {
+        self.0.peers.get(key as usize)?.as_ref()
+    }
+
     /// Whether a connection waits for memory: from then on a bench would measure nothing.
     pub fn has_waiting(&self) -> bool {
         self.0.has_waiting()
+    }
+
+    /// When something is due although nothing has come.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.0.next_due()
     }
 }

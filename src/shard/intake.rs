@@ -232,14 +232,15 @@ impl Intake {
         }
     }
 
-    /// Takes the answers out of what was noted down, where there is no driver; they count as read by the peer.
+    /// Takes the answers out of what was noted down, where there is no driver; they count as read by the peer. The
+    /// rest is forgotten: it can be asked for.
     pub(super) fn take_answers(&mut self) -> Vec<(Key, Vec<u8>)> {
-        let mut answers = Vec::new();
-        self.actions.retain_mut(|action| {
-            let Action::Answer(key, answer) = action else { return true };
-            answers.push((*key, std::mem::take(answer)));
-            false
-        });
+        let answer = |action| match action {
+            Action::Answer(key, answer) => Some((key, answer)),
+            Action::Read(..) | Action::ShutDownWriting(_) | Action::Close(_) => None,
+        };
+        let answers: Vec<(Key, Vec<u8>)> =
+            std::mem::take(&mut self.actions).into_iter().filter_map(answer).collect();
         for (key, answer) in &answers {
             self.sent(*key, answer.len());
         }

@@ -28,6 +28,8 @@ pub const MARK_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 40;
 /// The longest name of a stream (docs/protocol.md).
 const NAME_BYTES_MAX: usize = 64;
+/// Where a batch's header says up to where its segment was synced.
+const SYNCED_AT: usize = 48 + NAME_BYTES_MAX;
 
 const FILE_MAGIC: &[u8; 8] = b"\x89STPSPL\n";
 const HEADER_MAGIC: &[u8; 8] = b"\xc5\x1eBATCH\x01";
@@ -126,8 +128,20 @@ pub fn read_file_header(bytes: &[u8], kind: Kind) -> Result<FileHeader, BadHeade
     Ok(FileHeader { kind, salt: u32_at(copy, 12) })
 }
 
-/// A batch's header or, behind its lines, its trailer, for a batch that starts at `offset`.
-pub fn batch_header(header: &BatchHeader, salt: u32, offset: u32, is_trailer: bool) -> Bytes {
+/// Where a batch stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Of its file.
+    pub salt: u32,
+    /// Where it starts.
+    pub offset: u32,
+    /// Everything before this offset was synced when the batch was written: where something is missing before it, that
+    /// is damage, and behind it perhaps only the end of a process that was writing.
+    pub synced: u32,
+}
+
+/// A batch's header or, behind its lines, its trailer.
+pub fn batch_header(header: &BatchHeader, position: Position, is_trailer: bool) -> Bytes {
     let mut out = Vec::with_capacity(BATCH_HEADER_BYTES);
     out.extend_from_slice(if is_trailer { TRAILER_MAGIC } else { HEADER_MAGIC });
     out.push(VERSION as u8);
@@ -139,9 +153,11 @@ pub fn batch_header(header: &BatchHeader, salt: u32, offset: u32, is_trailer: bo
     out.extend_from_slice(&header.oldest.to_le_bytes());
     out.extend_from_slice(&header.length.to_le_bytes());
     out.extend_from_slice(&header.crc.to_le_bytes());
-    out.extend_from_slice(&salt.to_le_bytes());
-    out.extend_from_slice(&offset.to_le_bytes());
+    out.extend_from_slice(&position.salt.to_le_bytes());
+    out.extend_from_slice(&position.offset.to_le_bytes());
     out.extend_from_slice(header.stream.as_bytes());
+    out.resize(SYNCED_AT, 0);
+    out.extend_from_slice(&position.synced.to_le_bytes());
     out.resize(BATCH_HEADER_BYTES - 4, 0);
     let crc = crc32c::crc32c(&out);
     out.extend_from_slice(&crc.to_le_bytes());
@@ -155,6 +171,8 @@ pub struct Found {
     pub header: BatchHeader,
     /// Where the batch starts in its segment.
     pub offset: u32,
+    /// What [`Position`] says of it; 0 where that is not known.
+    pub synced: u32,
 }
 
 /// Reads a batch's header, or its trailer, from the start of `bytes`.
@@ -179,7 +197,16 @@ pub fn read_batch_header(bytes: &[u8], salt: u32) -> Option<Found> {
         length: u32_at(bytes, 32),
         crc: u32_at(bytes, 36),
     };
-    Some(Found { header, offset: u32_at(bytes, 44) })
+    is_possible(&header).then(|| Found {
+        header,
+        offset: u32_at(bytes, 44),
+        synced: u32_at(bytes, SYNCED_AT),
+    })
+}
+
+/// Whether a batch can be so: every event takes a byte at least.
+fn is_possible(header: &BatchHeader) -> bool {
+    header.events <= header.length
 }
 
 /// The next place in `bytes`, from `from` on, that may be a batch's header or trailer.
@@ -285,10 +312,16 @@ pub fn read_index(bytes: &[u8], tail: &Tail) -> Option<Vec<Found>> {
             oldest: u64_at(bytes, 24),
             is_unknown: u32_at(bytes, 36) != 0,
         };
-        let offset = u32_at(bytes, 0);
-        (u64::from(offset) + header.span() <= u64::from(tail.end)).then_some(Found { header, offset })
+        Some(Found { header, offset: u32_at(bytes, 0), synced: 0 })
     };
-    table.chunks_exact(ENTRY_BYTES).map(entry).collect()
+    // Batches stand behind each other: none is in another, and none beyond the end.
+    let mut end = u64::from(CONTENT_START);
+    let mut stands_behind = |found: &Found| {
+        let stands = u64::from(found.offset) >= end && is_possible(&found.header);
+        end = u64::from(found.offset) + found.header.span();
+        stands && end <= u64::from(tail.end)
+    };
+    table.chunks_exact(ENTRY_BYTES).map(|bytes| entry(bytes).filter(&mut stands_behind)).collect()
 }
 
 /// The mark that the batch at `offset` is done.

@@ -136,6 +136,13 @@ impl Index {
         true
     }
 
+    /// Whether it waits on disk, and was not asked for.
+    pub(super) fn is_waiting(&self, id: u64) -> bool {
+        let key = |entry: &Entry| (Arc::clone(&entry.header.stream), (entry.header.oldest, id));
+        let waits = |(stream, key)| self.waiting.get(&stream).is_some_and(|waiting| waiting.contains(&key));
+        self.entries.get(&id).map(key).is_some_and(waits)
+    }
+
     /// Whether a read that failed is tried again; counts it.
     pub(super) fn may_read_again(&mut self, id: u64) -> bool {
         let Some(entry) = self.entries.get_mut(&id) else { return false };
@@ -168,6 +175,7 @@ impl Index {
         let Some(entry) = self.entries.get_mut(&id) else { return false };
         copy.0 = std::mem::replace(&mut entry.place, copy.0);
         copy.1 = true;
+        entry.failed_reads = 0;
         true
     }
 }

@@ -1,5 +1,5 @@
 //! The thread that keeps the spool: it owns the machine and its files, takes what delivery asks, and reports what
-//! became of it. Batches of records are turned into lines here, off the way of the calls. It decides nothing.
+//! became of it. It decides nothing.
 
 use std::cell::RefCell;
 use std::io;
@@ -9,15 +9,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use super::executor::perform;
 use super::host::{Host, Taken};
-use super::{Event, Limits, NewBatch, Notice, OWN, OpId, OpResult, Spool};
-use crate::batch::Record;
-use crate::encode;
+pub use super::lines::Part;
+use super::{Event, Limits, Lines, NewBatch, Notice, OWN, OpId, OpResult, Spool};
 use crate::metrics::{Histogram, SpoolGauges};
 
 /// How often directories of other processes are looked for.
@@ -46,15 +44,6 @@ pub struct Settings {
     pub fsync: Arc<Histogram>,
     /// What a scrape shows.
     pub gauges: Arc<SpoolGauges>,
-}
-
-/// A part of a batch on its way to the spool.
-#[derive(Clone, Debug)]
-pub enum Part {
-    /// Raw lines.
-    Lines(Bytes),
-    /// Records of a body, as the table has them.
-    Records(Bytes, Vec<Record>),
 }
 
 /// What delivery asks.
@@ -205,22 +194,8 @@ impl Work {
     }
 
     fn take(&mut self, command: Command) {
-        let now = self.now();
-        match command {
-            Command::Append { id, stream, parts, events, oldest, is_unknown } => {
-                let oldest = now.saturating_sub(as_millis(oldest.elapsed()));
-                let events = u32::try_from(events).unwrap_or(u32::MAX);
-                let batch = NewBatch { stream, lines: lines_of(parts), events, oldest, is_unknown };
-                self.spool.append(id, batch, now);
-            }
-            Command::Fetch(stream) => drop(self.spool.fetch(&stream)),
-            Command::Release(id, is_unknown) => self.spool.release(id, is_unknown),
-            Command::Done(id) => self.spool.done(id, now),
-            Command::Stop(done) => {
-                self.spool.stop();
-                self.stopping = Some(done);
-            }
-        }
+        let (now, millis) = (Instant::now(), self.now());
+        self.stopping = obey(&mut self.spool, command, now, millis).or(self.stopping.take());
     }
 
     fn start_ops(&mut self) {
@@ -268,6 +243,7 @@ impl Work {
         let host = self.host.borrow();
         match notice {
             Notice::Works => info!("{notice}"),
+            Notice::Torn(file, _) => info!("spool directory {}: {notice}", host.name(file.dir)),
             Notice::Adopted { dir, batches: 0, .. } => {
                 debug!("spool directory {}: {notice}", host.name(*dir));
             }
@@ -327,31 +303,36 @@ impl Work {
     }
 }
 
+/// Has the machine do what is asked; `now` and `millis` are the same moment, the second since 1970. Gives whoever is to
+/// be told when it has stopped, where it is to stop.
+#[doc(hidden)]
+pub fn obey(spool: &mut Spool, command: Command, now: Instant, millis: u64) -> Option<oneshot::Sender<()>> {
+    match command {
+        Command::Append { id, stream, parts, events, oldest, is_unknown } => {
+            let oldest = millis.saturating_sub(as_millis(now.saturating_duration_since(oldest)));
+            let events = u32::try_from(events).unwrap_or(u32::MAX);
+            let batch = NewBatch { stream, lines: Lines::new(parts), events, oldest, is_unknown };
+            spool.append(id, batch, millis);
+        }
+        Command::Fetch(stream) => drop(spool.fetch(&stream)),
+        Command::Release(id, is_unknown) => spool.release(id, is_unknown),
+        Command::Done(id) => spool.done(id, millis),
+        Command::Stop(done) => {
+            spool.stop();
+            return Some(done);
+        }
+    }
+    None
+}
+
 fn as_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The lines of all parts, without a copy where they are one part of lines.
-pub(crate) fn lines_of(mut parts: Vec<Part>) -> Bytes {
-    if let [Part::Lines(lines)] = &mut parts[..] {
-        return std::mem::take(lines);
-    }
-    let mut lines = Vec::new();
-    for part in parts {
-        match part {
-            Part::Lines(bytes) => lines.extend_from_slice(&bytes),
-            Part::Records(body, records) => {
-                for record in records {
-                    encode::decode_record(&body[record.start as usize..record.end as usize], &mut lines);
-                }
-            }
-        }
-    }
-    Bytes::from(lines)
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::net::probe;
 
@@ -361,6 +342,7 @@ mod tests {
             free_floor: 0,
             batches_max: 1000,
             segment_bytes: 64 << 10,
+            group_bytes: 8 << 20,
             keep_sent: 0,
         };
         let fsync = crate::metrics::Metrics::new(Instant::now(), 1, Vec::new(), 1).fsync_duration.clone();
@@ -449,17 +431,5 @@ mod tests {
         if probe::probe().is_ok() {
             survives_a_restart(true).await;
         }
-    }
-
-    #[test]
-    fn records_are_turned_back_into_their_lines() {
-        let packing = crate::config::Config::default().packing;
-        let mut encoder = encode::Encoder::new(packing, 1 << 20);
-        encoder.push(b"one\n");
-        encoder.push(b"two\n");
-        let (json, records) = encoder.finish();
-        let parts =
-            vec![Part::Lines(Bytes::from_static(b"zero\n")), Part::Records(Bytes::from(json), records)];
-        assert_eq!(&lines_of(parts)[..], b"zero\none\ntwo\n");
     }
 }

@@ -158,7 +158,7 @@ impl Spool {
             Chore::Remove(key) => self.chores.push_back(Chore::SyncDir(key)),
             Chore::Quarantine(key) => {
                 let Some(segment) = self.segments.get(&key) else { return };
-                self.quarantined_bytes += segment.length;
+                self.quarantined_bytes += segment.length + segment.left_over;
                 self.events.push_back(Event::Notice(Notice::Quarantined(segment.file)));
                 self.chores.push_back(Chore::SyncDir(key));
             }

@@ -1,16 +1,20 @@
 //! Taking over what another process left: which batches stand in each of its segments, and which are done. It reads
 //! indexes and marks, and only where there is no good index the headers of batches, never their lines.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::format::{self, BATCH_HEADER_BYTES, BadHeader, CONTENT_START, Found, TAIL_BYTES, Tail};
+use super::format::{
+    self, BATCH_HEADER_BYTES, BadHeader, CONTENT_START, FILE_HEADER_BYTES, Found, TAIL_BYTES, Tail,
+};
 use super::index::{Entry, Where};
 use super::segment::{Phase, Segment};
-use super::{Event, File, Kind, Listed, Notice, Op, OpResult, Spool};
+use super::{Event, File, Kind, Listed, Notice, Op, OpResult, RETRY_AFTER, Spool};
 
 /// How much is read at once where headers are walked.
 const SCAN_BYTES: u64 = 256 << 10;
+/// Reads of one file that fail in a row before it is given up.
+const READS_MAX: u8 = 5;
 
 /// What is left to read of one segment.
 #[derive(Debug)]
@@ -36,6 +40,20 @@ struct Reading {
     found: Vec<Found>,
     done: HashSet<(u32, u32)>,
     is_damaged: bool,
+    has_no_index: bool,
+    /// Where headers are walked: up to where everything was synced, and from where on something is not whole.
+    synced: u64,
+    gap: Option<u64>,
+}
+
+/// What is under way of an adoption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UnderWay {
+    Nothing,
+    /// Marks without a segment are being removed.
+    Orphan,
+    /// The first segment, or its marks, is being read.
+    Read,
 }
 
 /// A directory that is being taken over.
@@ -45,18 +63,21 @@ pub(super) struct Adoption {
     segments: VecDeque<Reading>,
     /// Marks whose segment is gone.
     orphans: Vec<File>,
-    is_reading: bool,
+    under_way: UnderWay,
+    /// Reads that failed in a row, and when the next may be tried, in milliseconds.
+    failed_reads: u8,
+    wait_until: u64,
     /// By sequence: what was found not done, and what was found done.
     seen: HashMap<u64, u64>,
     done: HashSet<u64>,
     /// Of each stream: batches, events and bytes of lines.
-    streams: HashMap<Arc<str>, (u64, u64, u64)>,
+    streams: BTreeMap<Arc<str>, (u64, u64, u64)>,
 }
 
 impl Adoption {
     pub(super) fn new(dir: u32, files: &[Listed]) -> Self {
         let of = |kind| files.iter().filter(move |file| file.kind == kind);
-        let marks: HashMap<u32, (u64, u64)> =
+        let marks: BTreeMap<u32, (u64, u64)> =
             of(Kind::Done).map(|file| (file.number, (file.length, file.modified))).collect();
         let mut segments: Vec<&Listed> = of(Kind::Segment).collect();
         segments.sort_by_key(|file| file.number);
@@ -71,10 +92,12 @@ impl Adoption {
             dir,
             segments: segments.into_iter().map(reading).collect(),
             orphans,
-            is_reading: false,
+            under_way: UnderWay::Nothing,
+            failed_reads: 0,
+            wait_until: 0,
             seen: HashMap::new(),
             done: HashSet::new(),
-            streams: HashMap::new(),
+            streams: BTreeMap::new(),
         }
     }
 }
@@ -90,6 +113,9 @@ impl Reading {
             found: Vec::new(),
             done: HashSet::new(),
             is_damaged: false,
+            has_no_index: false,
+            synced: 0,
+            gap: None,
         }
     }
 
@@ -114,8 +140,11 @@ impl Reading {
                     Err(BadHeader::Newer(version)) => return Err(version),
                     Err(BadHeader::Damaged) => (),
                 }
-                // A file whose first write never came to the disk is empty, or zero as far as it goes.
+                // A file whose first write never came to the disk as a whole is too short, or begins with zeros.
                 let is_blank = bytes.iter().all(|byte| *byte == 0);
+                if self.length > 0 && (is_blank || self.length < FILE_HEADER_BYTES as u64) {
+                    self.note_gap(0);
+                }
                 if !is_blank || self.length > u64::from(CONTENT_START) {
                     self.step = Step::Tail;
                 }
@@ -131,6 +160,7 @@ impl Reading {
             Step::Index(tail) => match format::read_index(bytes, &tail) {
                 Some(found) => {
                     self.found = found;
+                    self.gap = None;
                     self.step = Step::Marks;
                 }
                 None => self.step = self.scan(),
@@ -146,12 +176,27 @@ impl Reading {
     }
 
     fn scan(&mut self) -> Step {
+        self.has_no_index = true;
         if self.salt.is_some() {
             return Step::Scan(u64::from(CONTENT_START), u64::from(CONTENT_START));
         }
         // Nothing in it can be told from anything else.
-        self.is_damaged = true;
+        self.is_damaged = self.gap.is_none();
         Step::Finished
+    }
+
+    /// From here on something is not whole.
+    fn note_gap(&mut self, from: u64) {
+        self.gap = Some(self.gap.map_or(from, |gap| gap.min(from)));
+    }
+
+    /// No header is behind `at`.
+    fn end_walk(&mut self, at: u64) -> Step {
+        if at < self.length {
+            self.note_gap(at);
+        }
+        self.is_damaged = self.gap.is_some_and(|gap| gap < self.synced);
+        Step::Marks
     }
 
     fn read_marks(&mut self, bytes: &[u8]) {
@@ -169,22 +214,28 @@ impl Reading {
         loop {
             if look + BATCH_HEADER_BYTES as u64 > window_end {
                 let is_end = (window.len() as u64) < SCAN_BYTES || window_end >= self.length;
-                return if is_end { Step::Marks } else { Step::Scan(at, look) };
+                return if is_end { self.end_walk(at) } else { Step::Scan(at, look) };
             }
             let bytes = &window[(look - from) as usize..];
             let found = format::read_batch_header(bytes, salt);
             match found {
                 Some(found) if u64::from(found.offset) == look => {
                     let end = look + found.header.span();
-                    if end > self.length {
-                        return Step::Marks;
+                    if look > at {
+                        self.note_gap(at);
                     }
-                    self.is_damaged |= look > at;
+                    self.synced = self.synced.max(u64::from(found.synced));
+                    if end > self.length {
+                        return self.end_walk(look);
+                    }
                     self.found.push(found);
                     (at, look) = (end, end);
                 }
                 Some(found) if is_trailer_of(&found, look, at) => {
-                    self.is_damaged |= u64::from(found.offset) > at;
+                    if u64::from(found.offset) > at {
+                        self.note_gap(at);
+                    }
+                    self.synced = self.synced.max(u64::from(found.synced));
                     at = look + BATCH_HEADER_BYTES as u64;
                     look = at;
                     self.found.push(found);
@@ -205,19 +256,19 @@ fn is_trailer_of(found: &Found, look: u64, at: u64) -> bool {
 }
 
 impl Spool {
-    pub(super) fn next_adoption(&mut self) -> Option<Op> {
+    pub(super) fn next_adoption(&mut self, now: u64) -> Option<Op> {
         loop {
             let adoption = self.adoptions.front_mut()?;
-            if adoption.is_reading {
+            if adoption.under_way != UnderWay::Nothing || now < adoption.wait_until {
                 return None;
             }
             if let Some(file) = adoption.orphans.pop() {
-                adoption.is_reading = true;
+                adoption.under_way = UnderWay::Orphan;
                 return Some(Op::Remove(file));
             }
             match adoption.segments.front().map(Reading::op) {
                 Some(Some(op)) => {
-                    adoption.is_reading = true;
+                    adoption.under_way = UnderWay::Read;
                     return Some(op);
                 }
                 Some(None) => {
@@ -232,30 +283,52 @@ impl Spool {
         }
     }
 
-    pub(super) fn adopted(&mut self, result: OpResult, _now: u64) {
+    pub(super) fn adopted(&mut self, result: OpResult, now: u64) {
         let Some(adoption) = self.adoptions.front_mut() else { return };
-        adoption.is_reading = false;
+        // Marks without a segment say nothing: where they cannot be removed, whoever comes next tries again.
+        if std::mem::replace(&mut adoption.under_way, UnderWay::Nothing) == UnderWay::Orphan {
+            return;
+        }
         let dir = adoption.dir;
         let Some(reading) = adoption.segments.front_mut() else { return };
         match result {
             OpResult::Read(bytes) => {
+                adoption.failed_reads = 0;
                 if let Err(version) = reading.feed(&bytes) {
                     self.leave(dir, Notice::Newer(dir, version));
                 }
             }
-            OpResult::Failed(error) if reading.op().is_some() => {
-                // Marks that cannot be read repeat; a segment that cannot be read stays.
-                if matches!(reading.step, Step::Marks) {
-                    reading.step = Step::Finished;
-                    return;
+            OpResult::Failed(error) => {
+                adoption.failed_reads += 1;
+                if adoption.failed_reads < READS_MAX {
+                    adoption.wait_until = now + RETRY_AFTER;
+                } else {
+                    self.pass_over(error);
                 }
-                let notice = Notice::Unreadable(reading.file, error);
-                adoption.segments.pop_front();
-                self.dirs.entry(dir).and_modify(|dir| dir.is_kept = true);
-                self.events.push_back(Event::Notice(notice));
             }
             _ => (),
         }
+    }
+
+    /// What cannot be read of the first segment is passed over. Marks that cannot be read repeat; a segment that
+    /// cannot be read stays. Either may say that a batch is done that stands elsewhere, too: so whatever is found
+    /// in this directory may have been delivered.
+    fn pass_over(&mut self, error: String) {
+        let Some(adoption) = self.adoptions.front_mut() else { return };
+        adoption.failed_reads = 0;
+        let dir = self.dirs.entry(adoption.dir).or_default();
+        dir.is_doubtful = true;
+        let Some(reading) = adoption.segments.front_mut() else { return };
+        let file = if matches!(reading.step, Step::Marks) {
+            reading.step = Step::Finished;
+            File { kind: Kind::Done, ..reading.file }
+        } else {
+            dir.is_kept = true;
+            let file = reading.file;
+            adoption.segments.pop_front();
+            file
+        };
+        self.events.push_back(Event::Notice(Notice::Unreadable(file, error)));
     }
 
     /// Nothing more of this directory is read, and nothing of it removed.
@@ -273,13 +346,19 @@ impl Spool {
         segment.length = reading.length;
         segment.is_damaged = reading.is_damaged;
         self.damaged_segments += u64::from(reading.is_damaged);
+        if reading.has_no_index {
+            segment.torn_from = u32::try_from(reading.synced).ok();
+        }
+        if let Some(gap) = reading.gap.filter(|_| !reading.is_damaged) {
+            self.events.push_back(Event::Notice(Notice::Torn(reading.file, reading.length - gap)));
+        }
         if let Some((length, modified)) = reading.marks {
             segment.marks.exists = true;
             segment.marks.length = length;
             segment.done_at = Some(modified);
         }
         self.segments.insert((dir, number), segment);
-        for Found { header, offset } in reading.found {
+        for Found { header, offset, .. } in reading.found {
             let is_done = reading.done.contains(&(offset, header.sequence as u32));
             self.take_batch(&mut adoption, Where::Stored { dir, number, offset }, header, is_done);
         }
@@ -318,7 +397,6 @@ impl Spool {
         segment.live.insert(offset, id);
         adoption.seen.insert(header.sequence, id);
         adoption.count(&header, 1);
-        let is_doubtful = self.dirs.get(&dir).is_some_and(|dir| dir.is_doubtful);
         // Nobody may fetch it before everything is read: a later segment may say that it is done, and what was not
         // yet told as recovered must not be delivered.
         let entry = Entry {
@@ -326,7 +404,7 @@ impl Spool {
             place,
             is_held: true,
             is_done: false,
-            is_doubtful,
+            is_doubtful: false,
             is_unknown_since: false,
             failed_reads: 0,
         };
@@ -334,7 +412,11 @@ impl Spool {
     }
 
     fn finish_adoption(&mut self, adoption: Adoption) {
+        let is_doubtful = self.dirs.get(&adoption.dir).is_some_and(|dir| dir.is_doubtful);
         for id in adoption.seen.into_values() {
+            if let Some(entry) = self.index.get_mut(id) {
+                entry.is_doubtful = is_doubtful;
+            }
             self.index.release(id, false);
         }
         let (mut batches, mut events) = (0, 0);

@@ -30,8 +30,12 @@ pub(super) struct Segment {
     pub(super) headers: Vec<(u32, BatchHeader)>,
     pub(super) marks: Marks,
     pub(super) is_damaged: bool,
-    /// A write or an fsync failed: behind its end may stand batches that were refused, and delivered from memory since.
-    pub(super) has_left_over: bool,
+    /// What cannot be read from here on may never have been synced: it was written when the process before ended. Only
+    /// where there was no index.
+    pub(super) torn_from: Option<u32>,
+    /// A write or an fsync failed: so many bytes may stand behind its end, of batches that were refused, and delivered
+    /// from memory since.
+    pub(super) left_over: u64,
     /// When the last batch was done, in milliseconds.
     pub(super) done_at: Option<u64>,
     /// Whether it is on its way out.
@@ -82,7 +86,8 @@ impl Segment {
             headers: Vec::new(),
             marks: Marks::default(),
             is_damaged: false,
-            has_left_over: false,
+            torn_from: None,
+            left_over: 0,
             done_at: None,
             is_leaving: false,
             wait_until: 0,
@@ -90,16 +95,19 @@ impl Segment {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.length + self.marks.length
+        self.length + self.left_over + self.marks.length
     }
 
     pub(super) fn marks_file(&self) -> File {
         File { kind: Kind::Done, ..self.file }
     }
 
-    /// Whether batches in it may have been delivered that have no mark.
+    /// Whether batches in it may have been delivered that have no mark: what was moved elsewhere is marked there.
     pub(super) fn is_doubtful(&self) -> bool {
-        self.has_left_over || self.marks.is_doubtful || !self.marks.is_settled()
+        self.phase == Phase::Poisoned
+            || self.left_over > 0
+            || self.marks.is_doubtful
+            || !self.marks.is_settled()
     }
 
     /// Whether everything in it is done and nothing more will come.

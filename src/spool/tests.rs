@@ -7,8 +7,14 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: Limits =
-    Limits { bytes_max: 1 << 30, free_floor: 0, batches_max: 1 << 20, segment_bytes: 4 << 10, keep_sent: 0 };
+const LIMITS: Limits = Limits {
+    bytes_max: 1 << 30,
+    free_floor: 0,
+    batches_max: 1 << 20,
+    segment_bytes: 4 << 10,
+    group_bytes: 8 << 20,
+    keep_sent: 0,
+};
 
 /// One file: what is there, and what of it would survive a loss of power.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +30,8 @@ struct Disk {
     quarantined: Vec<File>,
     /// Bytes that were read.
     read: u64,
+    /// No read of these goes well.
+    unreadable: BTreeSet<File>,
     /// Answers to the next operations: how many go well before one fails.
     faults: Vec<u8>,
 }
@@ -52,9 +60,11 @@ impl Disk {
                 self.files.remove(file);
                 self.quarantined.push(*file);
             }
-            Op::RemoveDir(dir) => assert!(self.files.keys().all(|file| file.dir != *dir), "{dir} is empty"),
+            Op::RemoveDir(dir) if self.files.keys().any(|file| file.dir == *dir) => {
+                return OpResult::Failed("ENOTEMPTY".into());
+            }
             Op::Space => return OpResult::Space(1 << 40),
-            Op::SyncDir(_) | Op::Close(_) => (),
+            Op::SyncDir(_) | Op::RemoveDir(_) | Op::Close(_) => (),
         }
         OpResult::Done
     }
@@ -76,7 +86,8 @@ impl Disk {
     }
 
     fn read(&mut self, file: File, offset: u64, length: u64) -> OpResult {
-        let Some(contents) = self.files.get(&file) else { return OpResult::Failed("ENOENT".into()) };
+        let contents = self.files.get(&file).filter(|_| !self.unreadable.contains(&file));
+        let Some(contents) = contents else { return OpResult::Failed("EIO".into()) };
         let from = (offset as usize).min(contents.bytes.len());
         let to = (from + length as usize).min(contents.bytes.len());
         self.read += (to - from) as u64;
@@ -120,7 +131,11 @@ struct Rig {
     stored: BTreeSet<u64>,
     refused: BTreeSet<u64>,
     loaded: Vec<(u64, Vec<u8>)>,
+    /// How many of what was loaded may have been delivered before.
+    doubtful: usize,
     damaged: Vec<BatchHeader>,
+    /// How many of those had been asked for.
+    damaged_asked: usize,
     recovered: HashMap<String, (u64, u64)>,
     notices: Vec<Notice>,
 }
@@ -134,7 +149,9 @@ impl Rig {
             stored: BTreeSet::new(),
             refused: BTreeSet::new(),
             loaded: Vec::new(),
+            doubtful: 0,
             damaged: Vec::new(),
+            damaged_asked: 0,
             recovered: HashMap::new(),
             notices: Vec::new(),
         }
@@ -154,7 +171,7 @@ impl Rig {
     fn append(&mut self, id: u64, lines: &[u8]) {
         let batch = NewBatch {
             stream: "clicks".into(),
-            lines: Bytes::copy_from_slice(lines),
+            lines: Bytes::copy_from_slice(lines).into(),
             events: lines.iter().filter(|octet| **octet == b'\n').count() as u32,
             oldest: id,
             is_unknown: false,
@@ -175,8 +192,14 @@ impl Rig {
             match event {
                 Event::Stored(id) => assert!(self.stored.insert(id), "{id} is stored twice"),
                 Event::Refused(id, _) => drop(self.refused.insert(id)),
-                Event::Loaded { id, lines, .. } => self.loaded.push((id, lines.to_vec())),
-                Event::Damaged(_, header) => self.damaged.push(header),
+                Event::Loaded { id, lines, is_doubtful, .. } => {
+                    self.doubtful += usize::from(is_doubtful);
+                    self.loaded.push((id, lines.to_vec()));
+                }
+                Event::Damaged { header, was_asked, .. } => {
+                    self.damaged_asked += usize::from(was_asked);
+                    self.damaged.push(header);
+                }
                 Event::Recovered { stream, batches, events, .. } => {
                     self.recovered.insert(stream.to_string(), (batches, events));
                 }
@@ -282,7 +305,10 @@ fn every_single_damaged_byte_loses_at_most_its_batch_and_that_is_counted() {
                 assert_eq!(recovered as usize, found.len() + lost.len());
                 if let Some(header) = rig.damaged.first() {
                     assert_eq!(header.events, 2);
-                    assert_eq!((rig.spool.damaged_segments(), rig.disk.quarantined.len()), (1, 1));
+                    // Of the group that was written last nothing says that it was ever synced.
+                    let is_last = header.sequence == 6;
+                    let damaged = (rig.spool.damaged_segments(), rig.disk.quarantined.len());
+                    assert_eq!(damaged, if is_last { (0, 0) } else { (1, 1) }, "{file:?} byte {at}");
                 }
                 assert_eq!(rig.spool.batches(), 0);
                 (whole, one_lost) = (whole + usize::from(lost.is_empty()), one_lost + lost.len());
@@ -293,17 +319,22 @@ fn every_single_damaged_byte_loses_at_most_its_batch_and_that_is_counted() {
     assert!(one_lost > 0 && whole > one_lost);
 }
 
-#[test]
-fn a_write_torn_at_any_length_costs_nothing_that_was_stored() {
+/// A machine that has stored a batch, and written two more that are not synced.
+fn two_written_and_not_synced() -> Rig {
     let mut rig = Rig::new(Disk::default(), LIMITS);
     rig.append(0, &lines(0));
     rig.run();
     rig.append(1, &lines(1));
     rig.append(2, &lines(2));
-    // Written, and not synced.
     while !matches!(&rig.spool.writer, Writer::Ready(_, writer::Step::Sync(_))) {
         assert!(rig.step());
     }
+    rig
+}
+
+#[test]
+fn a_write_torn_at_any_length_costs_nothing_that_was_stored() {
+    let rig = two_written_and_not_synced();
     for keep in 0..=255 {
         let mut after = Rig::adopting(rig.disk.clone().crash(keep), LIMITS);
         let found = after.drain();
@@ -428,8 +459,8 @@ fn what_is_being_written_or_taken_over_counts_towards_the_limit() {
     assert!(rig.refused.contains(&100));
 }
 
-#[test]
-fn kept_segments_are_room_only_once_they_are_gone() {
+/// A machine on a small disk that has delivered all it took, and keeps it.
+fn keeping_what_was_sent() -> Rig {
     let limits = Limits { keep_sent: 60_000, segment_bytes: 600, bytes_max: 3_000, ..LIMITS };
     let mut rig = Rig::new(Disk::default(), limits);
     for id in 0..4 {
@@ -438,6 +469,12 @@ fn kept_segments_are_room_only_once_they_are_gone() {
         rig.spool.done(id, rig.now);
     }
     rig.settle();
+    rig
+}
+
+#[test]
+fn kept_segments_are_room_only_once_they_are_gone() {
+    let mut rig = keeping_what_was_sent();
     for id in 10..40 {
         rig.append(id, &lines(id));
     }
@@ -468,6 +505,20 @@ fn an_orderly_end_is_not_noted_where_something_may_have_been_delivered_unmarked(
     assert!(unmarked.spool.is_doubtful(OWN), "its mark is not written");
     unmarked.settle();
     assert!(!unmarked.spool.is_doubtful(OWN));
+    // An index that cannot be synced poisons its segment, which then cannot be removed.
+    let mut moved = stored();
+    moved.spool.stop();
+    moved.disk.faults = vec![1];
+    for _ in 0..5 {
+        moved.now += 1_000;
+        while let Some((id, op)) = moved.spool.next_op(moved.now) {
+            let is_removal = matches!(op, Op::Remove(_));
+            let result = if is_removal { OpResult::Failed("EROFS".into()) } else { moved.disk.perform(&op) };
+            moved.spool.completed(id, result, moved.now);
+        }
+    }
+    assert_eq!(moved.disk.files.len(), 2, "{:?}", moved.disk.files.keys());
+    assert!(moved.spool.is_doubtful(OWN), "what was moved from it is marked elsewhere");
     let mut adopted = Rig::adopting(small_spool().0, LIMITS);
     adopted.settle();
     assert!(adopted.spool.is_doubtful(1), "whoever had it before ended without order");
@@ -483,6 +534,134 @@ fn a_read_that_fails_is_tried_again_before_its_batch_counts_as_damaged() {
     assert!(rig.loaded.is_empty() && rig.damaged.is_empty());
     rig.settle();
     assert!(rig.damaged.is_empty() && expected.contains(&rig.loaded[0].1));
+}
+
+/// A machine that takes over what an orderly process left, where nothing can be read of one file.
+fn adopting_beside_unreadable(disk: Disk, unreadable: File) -> Rig {
+    let mut rig = Rig::new(Disk { unreadable: BTreeSet::from([unreadable]), ..disk }, LIMITS);
+    rig.spool.adopt(1, &rig.disk.listed(1), false);
+    rig.settle();
+    rig
+}
+
+#[test]
+fn what_stands_beside_something_unreadable_may_have_been_delivered() {
+    let (disk, expected) = small_spool();
+    let marks = File { dir: 1, number: 1, kind: Kind::Done };
+    let mut rig = adopting_beside_unreadable(disk.clone(), marks);
+    assert!(matches!(&rig.notices[0], Notice::Unreadable(file, _) if *file == marks), "{:?}", rig.notices);
+    assert!(rig.drain().is_superset(&expected));
+    assert_eq!(rig.doubtful, 7, "which of them are done is not known");
+    let segment = File { dir: 1, number: 1, kind: Kind::Segment };
+    let mut rig = adopting_beside_unreadable(disk, segment);
+    let found = rig.drain();
+    assert!(found.len() < expected.len() && rig.doubtful == found.len());
+    assert!(rig.disk.files.contains_key(&segment), "what cannot be read stays");
+    assert!(rig.spool.is_doubtful(1), "whoever reads it next may repeat what was delivered now");
+}
+
+#[test]
+fn a_read_that_fails_while_taking_over_is_tried_again() {
+    let (disk, expected) = small_spool();
+    let mut rig = Rig::new(Disk { faults: vec![0, 0, 2], ..disk }, LIMITS);
+    rig.spool.adopt(1, &rig.disk.listed(1), false);
+    rig.settle();
+    assert_eq!((rig.drain(), rig.doubtful), (expected, 0));
+}
+
+#[test]
+fn marks_that_cannot_be_removed_keep_nothing_from_being_read() {
+    let (mut disk, expected) = small_spool();
+    let orphan = File { dir: 1, number: 9, kind: Kind::Done };
+    disk.files.insert(orphan, Contents::default());
+    disk.faults = vec![0];
+    let mut rig = Rig::adopting(disk, LIMITS);
+    assert_eq!(rig.drain(), expected);
+    assert!(rig.disk.files.keys().eq([&orphan]), "whoever comes next removes it");
+}
+
+#[test]
+fn what_is_found_to_be_damaged_by_the_way_was_not_asked_for() {
+    let mut rig = Rig::new(Disk::default(), LIMITS);
+    for id in 0..2 {
+        rig.append(id, &lines(id));
+        rig.run();
+        rig.spool.release(id, false);
+    }
+    let segment = File { dir: OWN, number: 1, kind: Kind::Segment };
+    let bytes = &mut rig.disk.files.get_mut(&segment).expect("it is there").bytes;
+    let at = find(bytes, b"event 0 of").expect("it was written");
+    bytes[at] ^= 1;
+    // A sync fails: what stands in the segment is read back to be moved.
+    rig.append(2, &lines(2));
+    rig.disk.faults = vec![1];
+    rig.settle();
+    assert_eq!((rig.damaged.len(), rig.damaged_asked), (1, 0));
+    assert!(rig.spool.fetch("clicks").is_some() && rig.spool.fetch("clicks").is_none());
+}
+
+#[test]
+fn what_is_gone_holds_nothing_up_that_was_asked_for_behind_it() {
+    let (disk, _) = small_spool();
+    let mut rig = Rig::adopting(disk, LIMITS);
+    let (first, _) = rig.spool.fetch("clicks").expect("some are left");
+    let (second, _) = rig.spool.fetch("clicks").expect("some are left");
+    rig.spool.done(first, rig.now);
+    assert!(rig.step(), "the second is read at once");
+    assert_eq!(rig.loaded[0].0, second);
+}
+
+#[test]
+fn no_more_is_read_to_be_moved_than_the_writer_takes() {
+    let limits = Limits { segment_bytes: 64 << 20, ..LIMITS };
+    let mut rig = Rig::new(Disk::default(), limits);
+    let large = vec![b'x'; 3 << 20];
+    for id in 0..6 {
+        rig.append(id, &large);
+        rig.run();
+    }
+    rig.append(6, &lines(6));
+    rig.disk.faults = vec![1];
+    // The writer stands still from the failed sync on.
+    while rig.spool.sync_failures == 0 {
+        assert!(rig.step());
+    }
+    let read_before = rig.disk.read;
+    while let Some((id, op)) = rig.spool.next_op(rig.now) {
+        if matches!(op, Op::Read { .. }) {
+            let result = rig.disk.perform(&op);
+            rig.spool.completed(id, result, rig.now);
+        }
+    }
+    assert_eq!((rig.disk.read - read_before) / large.len() as u64, 3, "a group's worth, and no more");
+}
+
+#[test]
+fn what_a_failed_group_left_behind_counts_towards_the_limit() {
+    let mut rig = Rig::new(Disk::default(), LIMITS);
+    rig.append(0, &lines(0));
+    rig.run();
+    let before = rig.spool.bytes();
+    rig.append(1, &lines(1));
+    rig.disk.faults = vec![1];
+    while rig.spool.sync_failures == 0 {
+        assert!(rig.step());
+    }
+    assert!(rig.spool.bytes() > before && rig.spool.poisoned_bytes() > 0);
+}
+
+#[test]
+fn an_end_that_was_torn_is_mentioned_and_is_no_damage() {
+    let rig = two_written_and_not_synced();
+    // Power goes: of the group only its end is on disk.
+    let mut disk = rig.disk.crash(255);
+    let segment = disk.files.values_mut().next().expect("a segment");
+    let from = find(&segment.bytes, b"event 1 of").expect("it was written");
+    segment.bytes[from - 128..from + 128].fill(0);
+    let mut after = Rig::adopting(disk, LIMITS);
+    assert!(after.notices.iter().any(|notice| matches!(notice, Notice::Torn(..))), "{:?}", after.notices);
+    assert!(after.drain().contains(&lines(0)));
+    assert_eq!((after.spool.damaged_segments(), after.disk.quarantined.len()), (0, 0));
 }
 
 #[test]
@@ -523,14 +702,7 @@ fn limits_refuse_and_room_is_made_by_what_is_done() {
 
 #[test]
 fn sent_segments_are_kept_for_a_while_and_give_way_to_new_ones() {
-    let limits = Limits { keep_sent: 60_000, segment_bytes: 600, bytes_max: 3_000, ..LIMITS };
-    let mut rig = Rig::new(Disk::default(), limits);
-    for id in 0..4 {
-        rig.append(id, &lines(id));
-        rig.run();
-        rig.spool.done(id, rig.now);
-    }
-    rig.settle();
+    let mut rig = keeping_what_was_sent();
     assert!(rig.disk.files.keys().any(|file| file.kind == Kind::Segment), "kept");
     for id in 10..40 {
         rig.append(id, &lines(id));

@@ -4,19 +4,17 @@
 
 use bytes::Bytes;
 
-use super::format::{self, BATCH_OVERHEAD, BatchHeader, CONTENT_START, FileHeader};
+use super::format::{self, BATCH_OVERHEAD, BatchHeader, CONTENT_START, FileHeader, Position};
 use super::index::Where;
+use super::reader::is_whole;
 use super::segment::{Phase, Segment};
-use super::{
-    Event, File, GROUP_BYTES_MAX, IDLE_SEGMENT, Kind, Notice, OWN, Op, OpResult, RETRY_AFTER, Refusal, Spool,
-    is_whole,
-};
+use super::{Event, File, IDLE_SEGMENT, Kind, Lines, Notice, OWN, Op, OpResult, RETRY_AFTER, Refusal, Spool};
 
 /// A batch to be written.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) id: u64,
-    pub(super) lines: Bytes,
+    pub(super) lines: Lines,
     /// Whether it stands in a poisoned segment and is to stand in another.
     pub(super) is_move: bool,
 }
@@ -104,19 +102,22 @@ impl Spool {
         while let Some(job) = self.queue.front() {
             let Some(entry) = self.index.get_mut(job.id) else {
                 // Settled meanwhile: a batch that was to be moved.
-                self.queue.pop_front();
+                self.moving_bytes -= self.queue.pop_front().map_or(0, |job| job.lines.bytes() as u64);
                 continue;
             };
             let span = entry.header.span();
-            if !jobs.is_empty() && end + span > length + GROUP_BYTES_MAX {
+            if !jobs.is_empty() && end + span > length + self.limits.group_bytes {
                 break;
             }
-            if !job.is_move {
+            let mut job = self.queue.pop_front()?;
+            if job.is_move {
+                self.moving_bytes -= job.lines.bytes() as u64;
+            } else {
                 entry.place = Where::Writing;
+                entry.header.crc = crc32c::crc32c(&job.lines.together());
                 self.queue_bytes -= span;
             }
-            let header = entry.header.clone();
-            jobs.push((self.queue.pop_front()?, u32::try_from(end).ok()?, header));
+            jobs.push((job, u32::try_from(end).ok()?, entry.header.clone()));
             end += span;
             if end >= self.limits.segment_bytes {
                 break;
@@ -246,13 +247,13 @@ impl Spool {
     /// Puts a group that was not stored in this segment back to the front.
     fn requeue(&mut self, number: u32, group: Group) {
         if let Some(segment) = self.segments.get_mut(&(OWN, number)) {
-            segment.has_left_over = true;
+            segment.left_over = group.end - segment.length;
         }
         self.group_bytes = 0;
         for (job, _, header) in group.jobs.into_iter().rev() {
-            if !job.is_move
-                && let Some(entry) = self.index.get_mut(job.id)
-            {
+            if job.is_move {
+                self.moving_bytes += job.lines.bytes() as u64;
+            } else if let Some(entry) = self.index.get_mut(job.id) {
                 if entry.is_done {
                     self.index.remove(job.id);
                     continue;
@@ -278,12 +279,13 @@ impl Spool {
                 self.events.push_back(Event::Refused(job.id, Refusal::Failing));
             }
         }
-        self.queue_bytes = 0;
+        (self.queue_bytes, self.moving_bytes) = (0, 0);
     }
 
-    /// The next batch of a poisoned segment to be read back.
+    /// The next batch of a poisoned segment to be read back: one at a time, and a group's worth ahead of the writer.
     pub(super) fn next_move(&mut self, now: u64) -> Option<(u64, Op)> {
-        if self.is_moving || (self.is_failing && now < self.retry_at) {
+        let is_ahead = self.moving_bytes >= self.limits.group_bytes;
+        if self.is_moving || is_ahead || now < self.moves_at || (self.is_failing && now < self.retry_at) {
             return None;
         }
         while let Some(id) = self.moves.pop_front() {
@@ -300,9 +302,13 @@ impl Spool {
         let Some(entry) = self.index.get(id) else { return };
         match result {
             OpResult::Read(lines) if is_whole(&entry.header, &lines) => {
-                self.queue.push_back(Job { id, lines, is_move: true });
+                self.moving_bytes += lines.len() as u64;
+                self.queue.push_back(Job { id, lines: lines.into(), is_move: true });
             }
-            OpResult::Failed(_) if self.index.may_read_again(id) => self.moves.push_back(id),
+            OpResult::Failed(_) if self.index.may_read_again(id) => {
+                self.moves_at = now + RETRY_AFTER;
+                self.moves.push_back(id);
+            }
             _ => self.damaged(id, now),
         }
     }
@@ -314,11 +320,13 @@ fn parts(segment: &Segment, group: &Group) -> Vec<Bytes> {
         let header = FileHeader { kind: Kind::Segment, salt: segment.salt };
         parts.push(Bytes::from(format::file_header(header)));
     }
+    let synced = group.jobs.first().map_or(0, |(_, offset, _)| *offset);
     for (job, offset, header) in &group.jobs {
-        debug_assert_eq!(header.span(), job.lines.len() as u64 + u64::from(BATCH_OVERHEAD));
-        parts.push(format::batch_header(header, segment.salt, *offset, false));
-        parts.push(job.lines.clone());
-        parts.push(format::batch_header(header, segment.salt, *offset, true));
+        debug_assert_eq!(header.span(), job.lines.bytes() as u64 + u64::from(BATCH_OVERHEAD));
+        let position = Position { salt: segment.salt, offset: *offset, synced };
+        parts.push(format::batch_header(header, position, false));
+        parts.push(job.lines.clone().together());
+        parts.push(format::batch_header(header, position, true));
     }
     parts
 }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fastrand::Rng;
-use standpipe::spool::{Event, File, Limits, NewBatch, Notice, OWN, Op, OpId, Spool};
+use standpipe::spool::{Event, Limits, NewBatch, Notice, OWN, Op, OpId, Spool};
 
 use crate::disk::{Disk, Faults, token_of};
+use crate::host::dir_of;
 
 const EVENTS_MAX: usize = 3;
 const STREAMS: [&str; 3] = ["clicks", "views", "a.rather-long_name.that-still-is-allowed.0123456789"];
@@ -108,6 +109,8 @@ pub struct Plan {
     /// Every batch is written and delivered at once, rather than written to make room.
     pub is_always: bool,
     pub has_faults: bool,
+    /// Reads fail as well.
+    pub has_bad_reads: bool,
     pub has_flips: bool,
     /// Mutation: an fsync does nothing.
     pub skips_syncs: bool,
@@ -126,8 +129,10 @@ pub struct World {
     facts: BTreeMap<u64, Fact>,
     process: Process,
     now: u64,
-    /// A done mark may have been damaged, or not have been read: a repeat may come without a flag.
+    /// A done mark may have been damaged: a repeat may come without a flag.
     may_repeat: bool,
+    /// Reads have failed.
+    had_bad_reads: bool,
     tally: Tally,
 }
 
@@ -149,6 +154,7 @@ impl World {
             free_floor: 0,
             batches_max: if rng.u32(..5) == 0 { 12 } else { 10_000 },
             segment_bytes: [900, 4 << 10, 16 << 10][rng.usize(..3)],
+            group_bytes: [700, 8 << 10, 8 << 20][rng.usize(..3)],
             keep_sent: if rng.u32(..5) == 0 { 3_000 } else { 0 },
         };
         let mut disk = Disk::default();
@@ -163,6 +169,7 @@ impl World {
             process,
             now: 1_000_000,
             may_repeat: false,
+            had_bad_reads: false,
             tally: Tally::default(),
         }
     }
@@ -189,7 +196,11 @@ impl World {
     fn change_faults(&mut self) {
         let often = [0, 0, 20, 300, 1000];
         let mut draw = || often[self.rng.usize(..often.len())];
-        self.disk.faults = Faults { writes: draw(), syncs: draw(), reads: 0, names: draw() };
+        self.disk.faults = Faults { writes: draw(), syncs: draw(), reads: draw(), names: draw() };
+        if !self.plan.has_bad_reads {
+            self.disk.faults.reads = 0;
+        }
+        self.had_bad_reads |= self.disk.faults.reads > 0;
         self.process.is_failing_disk = true;
     }
 
@@ -252,7 +263,7 @@ impl World {
         process.appended += 1;
         let batch = NewBatch {
             stream: Arc::from(fact.stream),
-            lines: fact.lines.clone(),
+            lines: fact.lines.clone().into(),
             events: fact.events,
             oldest: self.now,
             is_unknown: held.is_unknown,
@@ -404,7 +415,9 @@ impl World {
                     let is_flagged = is_doubtful || header.is_unknown;
                     self.loaded(id, &header.stream, header.events, &lines, is_flagged, header.is_unknown);
                 }
-                Event::Damaged(id, header) => self.damaged(id, header.crc, &header.stream),
+                Event::Damaged { id, header, was_asked } => {
+                    self.damaged(id, header.crc, &header.stream, was_asked);
+                }
                 Event::Gone(id) => {
                     let token = self.process.released.remove(&id).expect("it was let go of");
                     self.process.waiting -= 1;
@@ -451,10 +464,11 @@ impl World {
         assert!(self.process.held.insert(id, held).is_none(), "{id} is read back while it is held");
     }
 
-    fn damaged(&mut self, id: u64, crc: u32, stream: &str) {
+    fn damaged(&mut self, id: u64, crc: u32, stream: &str, was_asked: bool) {
         self.process.released.remove(&id);
-        // Asked for or not: what is moved to another segment is read as well.
-        self.process.waiting -= u64::from(!self.process.asked.remove(&id));
+        // What is moved to another segment is read without being asked for.
+        assert_eq!(self.process.asked.remove(&id), was_asked, "{id} was asked for");
+        self.process.waiting -= u64::from(!was_asked);
         self.tally.damaged += 1;
         let is_it = |fact: &&u64| {
             let fact = &self.facts[*fact];
@@ -529,6 +543,9 @@ impl World {
 
     /// What holds at every moment.
     fn check(&mut self) {
+        if !self.had_bad_reads && !self.disk.has_flips() {
+            assert_eq!(self.process.spool.damaged_segments(), 0, "what power tore is no damage");
+        }
         let process = &self.process;
         let spool = &process.spool;
         if process.under_way.is_empty() && process.adopting == 0 {
@@ -581,7 +598,12 @@ impl World {
         for (token, fact) in &self.facts {
             if fact.is_stored && !fact.is_delivered() && !found.contains(token) {
                 let damage = self.disk.damage(*token);
-                assert!(damage.lines || damage.heads, "batch {token} was stored, and is lost");
+                // What cannot be read again and again counts as damaged.
+                let is_unreadable = fact.is_damaged && self.had_bad_reads;
+                assert!(
+                    damage.lines || damage.heads || is_unreadable,
+                    "batch {token} was stored, and is lost"
+                );
                 assert!(
                     fact.is_damaged || damage.heads,
                     "batch {token} was damaged, and that is not counted"
@@ -627,17 +649,5 @@ impl Process {
             self.spool.adopt(number, &disk.list(dir), !is_clean);
             self.adopting += 1;
         }
-    }
-}
-
-fn dir_of(op: &Op) -> u32 {
-    let of = |file: &File| file.dir;
-    match op {
-        Op::Create(file) | Op::Sync(file) | Op::Close(file) | Op::Remove(file) | Op::Quarantine(file) => {
-            of(file)
-        }
-        Op::Write { file, .. } | Op::Read { file, .. } => of(file),
-        Op::SyncDir(dir) | Op::RemoveDir(dir) => *dir,
-        Op::Space => OWN,
     }
 }

@@ -2,12 +2,19 @@
 //! `STANDPIPE_SIM_SEED=N` runs it alone, `STANDPIPE_SIM_SEEDS=N` runs so many (500 else), from 0 on.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod client;
 mod disk;
+mod endpoint;
+mod host;
+mod ledger;
 mod machine;
+mod relay;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use machine::{Plan, Tally};
+#[cfg(debug_assertions)]
+use standpipe::failpoint::Flaw;
 
 /// How many seeds run where nothing else is said.
 const SEEDS: u64 = 500;
@@ -46,6 +53,7 @@ fn plan(seed: u64) -> Plan {
     Plan {
         is_always: seed % 2 == 1,
         has_faults: seed % 4 >= 2,
+        has_bad_reads: seed % 3 > 0,
         has_flips: seed % 8 >= 6,
         steps: 600,
         ..Plan::default()
@@ -58,7 +66,77 @@ fn what_is_stored_survives_every_fault_of_the_disk() {
     println!("{count} seeds: {tally:?}");
 }
 
-// Tests of the test: each mutation breaks one promise, on a disk that never fails.
+fn relay_plan(seed: u64) -> relay::Plan {
+    relay::Plan {
+        steps: 300,
+        has_outcomes: seed % 8 > 0,
+        has_disk_faults: seed % 4 >= 2,
+        has_crashes: seed % 2 == 1,
+        has_poison: seed % 8 >= 5,
+        ..relay::Plan::default()
+    }
+}
+
+#[test]
+fn the_relay_keeps_its_promises_whatever_fails() {
+    let (count, tally): (u64, relay::Tally) = run_seeds(|seed| relay::run(seed, relay_plan(seed)));
+    println!("{count} seeds: {tally:?}");
+    if count >= SEEDS {
+        // What nothing comes to is not tested.
+        let reached = [
+            tally.repeats,
+            tally.dropped,
+            tally.recovered,
+            tally.spooled,
+            tally.losses,
+            tally.pauses,
+            tally.probes,
+            tally.crashes,
+            tally.restarts,
+        ];
+        assert!(reached.iter().all(|count| *count > 0), "{tally:?}");
+    }
+}
+
+#[test]
+fn a_seed_is_a_history() {
+    for seed in 0..8 {
+        assert_eq!(relay::run(seed, relay_plan(seed)), relay::run(seed, relay_plan(seed)), "seed {seed}");
+    }
+}
+
+// Tests of the test: each mutation breaks one promise. What is mutated is the disk, the caller of the spool's machine,
+// or the relay's own code.
+
+fn is_caught_in_the_relay(mutate: impl Fn(relay::Plan) -> relay::Plan) -> bool {
+    catches(|seed| {
+        let whole =
+            relay::Plan { steps: 300, has_outcomes: true, has_crashes: true, ..relay::Plan::default() };
+        relay::run(seed, mutate(whole));
+    })
+}
+
+#[test]
+fn without_a_mutation_nothing_is_caught_in_the_relay() {
+    assert!(!is_caught_in_the_relay(|plan| plan));
+}
+
+#[test]
+fn a_skipped_fsync_is_caught_in_the_relay() {
+    assert!(is_caught_in_the_relay(|plan| relay::Plan { skips_syncs: true, ..plan }));
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn the_relay_is_caught_settling_before_the_answer() {
+    assert!(is_caught_in_the_relay(|plan| relay::Plan { flaw: Some(Flaw::SettlesEarly), ..plan }));
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn the_relay_is_caught_resending_a_whole_call_after_a_partial_failure() {
+    assert!(is_caught_in_the_relay(|plan| relay::Plan { flaw: Some(Flaw::ResendsWhole), ..plan }));
+}
 
 fn is_caught(mutate: impl Fn(Plan) -> Plan) -> bool {
     catches(|seed| {

@@ -96,7 +96,7 @@ impl Delivery {
         let Some(leaving) = self.spill.as_mut().and_then(|spill| spill.leaving.as_mut()) else { return };
         let is_full = leaving.is_full;
         if now >= leaving.cut_at && !std::mem::replace(&mut leaving.was_cut, true) {
-            self.cut.send_replace(true);
+            self.is_cut = true;
             self.take_letters_back(now);
         }
         if !is_full {
@@ -117,8 +117,7 @@ impl Delivery {
     }
 
     fn spill_everything(&mut self) {
-        let streams: Vec<u64> = self.streams.keys().copied().collect();
-        for id in streams {
+        for id in self.stream_ids() {
             self.spill_stream(id, u64::MAX);
             let (Some(queue), Some(spill)) = (self.streams.get_mut(&id), &mut self.spill) else { continue };
             while let Some(item) = queue.take_recalled() {

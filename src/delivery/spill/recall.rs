@@ -1,9 +1,9 @@
 //! What comes back from disk: the oldest batch of each stream in turn, as long as there is room in memory and a lane
 //! that takes it. Also what cannot come back, since it is damaged.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -70,22 +70,40 @@ impl Spill {
         }
     }
 
-    /// A batch cannot be read: its events are lost, and counted.
-    pub(super) fn damaged(&mut self, id: u64, header: Option<BatchHeader>, parts: &Parts) {
-        if let Some(header) = &header {
-            self.answered(&header.stream, u64::from(header.length));
+    /// A batch that nobody has asked for waits no longer.
+    fn waits_no_longer(&mut self, stream: &Arc<str>, bytes: u64) {
+        if let Some(waiting) = self.waiting.get_mut(stream) {
+            waiting.batches = waiting.batches.saturating_sub(1);
+            waiting.bytes = waiting.bytes.saturating_sub(bytes);
         }
-        let (stream, events) = match (self.batches.get(&id), &header) {
-            (Some(spilled), _) => (Arc::clone(&spilled.stream), spilled.events),
+    }
+
+    /// A batch cannot be read: its events are lost, and counted.
+    pub(super) fn damaged(&mut self, id: u64, header: Option<&BatchHeader>, was_asked: bool, parts: &Parts) {
+        let (stream, events, bytes) = match (self.batches.get(&id), header) {
+            (Some(spilled), _) => (Arc::clone(&spilled.stream), spilled.events, spilled.bytes),
             (None, Some(header)) => {
-                (parts.registry.resolve_spooled(&header.stream), u64::from(header.events))
+                let stream = parts.registry.resolve_spooled(&header.stream);
+                (stream, u64::from(header.events), u64::from(header.length))
             }
             (None, None) => return,
         };
+        if was_asked {
+            self.answered(&stream.name, bytes);
+        } else {
+            self.waits_no_longer(&stream.name, bytes);
+        }
         stream.label.leave(events, Place::Spool);
         stream.label.dropped(events, Drop::SpoolDamaged);
         self.settled(Settled { id: BatchId { shard: SPOOL, sequence: id }, lost: events }, &parts.returns);
         self.drop_empty(&stream.name);
+    }
+
+    /// When something was received, from milliseconds since 1970.
+    fn received_at(&self, millis: u64, now: Instant) -> Instant {
+        let (epoch, epoch_millis) = self.epoch;
+        let since = Duration::from_millis(epoch_millis) + now.saturating_duration_since(epoch);
+        now.checked_sub(since.saturating_sub(Duration::from_millis(millis))).unwrap_or(now)
     }
 
     /// Asks for batches of the streams that are ready for them.
@@ -118,6 +136,7 @@ impl Spill {
         lines: Bytes,
         parts: &Parts,
         encoding: Encoding,
+        now: Instant,
     ) -> VecDeque<Piece> {
         let memory = &parts.memory;
         let average = u64::from(header.length);
@@ -126,10 +145,7 @@ impl Spill {
         let stream = parts.registry.resolve_spooled(&header.stream);
         let stream = self.batches.get(&id).map_or(stream, |spilled| Arc::clone(&spilled.stream));
         self.add_waiting(&stream, 0, 0).here += 1;
-        let (now, events) = (Instant::now(), u64::from(header.events));
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let age = since.saturating_sub(Duration::from_millis(header.oldest));
-        let oldest = now.checked_sub(age).unwrap_or(now);
+        let (oldest, events) = (self.received_at(header.oldest, now), u64::from(header.events));
         self.recalled.insert(id, u64::from(header.length));
         self.recalled_bytes += u64::from(header.length);
         self.batches.entry(id).or_insert_with(|| Spilled {
@@ -178,7 +194,7 @@ impl Delivery {
     pub(in super::super) fn offer_recalled(&mut self, now: Instant) {
         let Some(spill) = &self.spill else { return };
         let here = spill.waiting.values().filter(|waiting| waiting.here > 0);
-        let streams: HashSet<u64> = here.map(|waiting| waiting.stream.id).collect();
+        let streams: BTreeSet<u64> = here.map(|waiting| waiting.stream.id).collect();
         streams.into_iter().for_each(|stream| self.offer(stream, now));
     }
 

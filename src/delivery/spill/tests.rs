@@ -161,7 +161,7 @@ async fn what_is_on_disk_already_is_left_there_where_the_spool_takes_no_more() {
     rig.hear(Event::Refused(0, Refusal::Limit));
     let asked = rig.step();
     assert!(matches!(asked[..], [Command::Release(FOUND, true), Command::Stop(_)]), "{asked:?}");
-    rig.delivery.abandon();
+    rig.delivery.abandon(rig.now);
     let totals = rig.stream.label.totals();
     assert_eq!((totals.spool, totals.held(), totals.dropped_in_all()), (1, 1, 0), "the next one delivers it");
 }
@@ -189,7 +189,7 @@ async fn a_batch_that_comes_back_after_damage_beside_it_is_taken() {
     rig.step();
     assert_eq!(rig.step().len() + 1, 2, "both are asked for");
     // One was found to be damaged before it was asked for: the second time nothing was left.
-    rig.hear(Event::Damaged(FOUND, header(b"b\n")));
+    rig.hear(Event::Damaged { id: FOUND, header: header(b"b\n"), was_asked: false });
     rig.hear(Event::Nothing("clicks".into()));
     rig.loaded(FOUND + 1, b"a\n");
     assert!(rig.queue().has_recalled(), "it stands in its queue");

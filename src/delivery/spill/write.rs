@@ -231,9 +231,11 @@ impl Delivery {
             }
         }
         if beyond > 0 {
-            let largest = self.streams.iter().max_by_key(|(_, queue)| queue.fresh_bytes());
+            let largest = self.streams.iter().max_by_key(|(id, queue)| (queue.fresh_bytes(), **id));
             wanted.extend(largest.map(|(id, _)| (*id, beyond)));
         }
+        // Always in the same order, so that a simulation can be replayed.
+        wanted.sort_unstable();
         for (id, bytes) in wanted {
             self.spill_stream(id, bytes);
         }

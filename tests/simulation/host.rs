@@ -1,0 +1,140 @@
+//! The spool's thread and its files, played: the machine runs over the modelled disk, asked by delivery as the thread
+//! is asked, operation by operation in drawn order.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use fastrand::Rng;
+use standpipe::spool::keeper::{self, Command, Keeper};
+use standpipe::spool::{Event, File, Limits, OWN, Op, OpId, Spool};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
+
+use crate::disk::Disk;
+
+/// Operations under way at one time.
+const OPS_MAX: usize = 8;
+
+/// A moment: on the clock that never jumps, and in milliseconds since 1970.
+pub type Moment = (Instant, u64);
+
+#[derive(Debug)]
+pub struct Host {
+    pub spool: Spool,
+    /// Directories of the disk by the number that the machine knows.
+    dirs: BTreeMap<u32, u64>,
+    under_way: Vec<(OpId, Op)>,
+    commands: UnboundedReceiver<Command>,
+    events: UnboundedSender<Event>,
+    stopping: Option<oneshot::Sender<()>>,
+}
+
+impl Host {
+    /// The spool of a process that starts: it takes over what others left.
+    pub fn start(disk: &mut Disk, limits: Limits, seed: u64) -> (Self, Keeper) {
+        let (commands_to, commands) = mpsc::unbounded_channel();
+        let (events, events_from) = mpsc::unbounded_channel();
+        let left: Vec<u64> = disk.dirs();
+        let own = disk.make_dir();
+        let mut host = Self {
+            spool: Spool::new(limits, seed),
+            dirs: BTreeMap::from([(OWN, own)]),
+            under_way: Vec::new(),
+            commands,
+            events,
+            stopping: None,
+        };
+        for dir in left {
+            let number = host.dirs.len() as u32;
+            host.dirs.insert(number, dir);
+            let is_clean = disk.take_clean(dir);
+            host.spool.adopt(number, &disk.list(dir), !is_clean);
+        }
+        (host, Keeper { commands: commands_to, events: events_from })
+    }
+
+    /// Takes what delivery asks, and tells it what was learned.
+    pub fn exchange(&mut self, (now, millis): Moment) {
+        while let Ok(command) = self.commands.try_recv() {
+            self.stopping = keeper::obey(&mut self.spool, command, now, millis).or(self.stopping.take());
+        }
+        while let Some(event) = self.spool.next_event() {
+            match event {
+                Event::Notice(notice) => drop(notice.to_string()),
+                Event::Left(dir) => panic!("directory {dir} is left alone"),
+                event => drop(self.events.send(event)),
+            }
+        }
+    }
+
+    /// Starts an operation, or ends one that is under way; false where there is nothing to do.
+    pub fn perform_one(&mut self, disk: &mut Disk, rng: &mut Rng, millis: u64) -> bool {
+        if self.under_way.is_empty() || (self.under_way.len() < OPS_MAX && rng.bool()) {
+            match self.spool.next_op(millis) {
+                Some(started) => self.under_way.push(started),
+                None if self.under_way.is_empty() => return false,
+                None => (),
+            }
+        }
+        if rng.u32(..3) > 0 {
+            let (id, op) = self.under_way.swap_remove(rng.usize(..self.under_way.len()));
+            let result = disk.perform(self.dirs[&dir_of(&op)], &op, rng);
+            self.spool.completed(id, result, millis);
+        }
+        true
+    }
+
+    /// Performs until nothing is left to do for now.
+    pub fn perform_all(&mut self, disk: &mut Disk, rng: &mut Rng, millis: u64) {
+        for _ in 0..100_000 {
+            if !self.perform_one(disk, rng, millis) {
+                return;
+            }
+        }
+        panic!("the machine never comes to rest");
+    }
+
+    /// The process dies: what is under way may be done in part.
+    pub fn die(self, disk: &mut Disk, rng: &mut Rng) {
+        for (_, op) in self.under_way {
+            disk.perform_partly(self.dirs[&dir_of(&op)], &op, rng);
+        }
+    }
+
+    /// Whether it was told to stop, and has.
+    pub fn has_stopped(&self) -> bool {
+        self.stopping.is_some() && self.under_way.is_empty() && self.spool.is_idle()
+    }
+
+    /// Notes the orderly end; whether that could be noted everywhere.
+    pub fn finish(self, disk: &mut Disk) -> bool {
+        let mut is_clean = true;
+        for (dir, on_disk) in self.dirs {
+            if !self.spool.has_files(dir) {
+                disk.remove_if_empty(on_disk);
+            }
+            if self.spool.is_doubtful(dir) {
+                is_clean = false;
+            } else {
+                disk.note_clean(on_disk);
+            }
+        }
+        if let Some(done) = self.stopping {
+            let _ = done.send(());
+        }
+        is_clean
+    }
+}
+
+/// Which directory an operation is about.
+pub fn dir_of(op: &Op) -> u32 {
+    let of = |file: &File| file.dir;
+    match op {
+        Op::Create(file) | Op::Sync(file) | Op::Close(file) | Op::Remove(file) | Op::Quarantine(file) => {
+            of(file)
+        }
+        Op::Write { file, .. } | Op::Read { file, .. } => of(file),
+        Op::SyncDir(dir) | Op::RemoveDir(dir) => *dir,
+        Op::Space => OWN,
+    }
+}
