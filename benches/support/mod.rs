@@ -15,6 +15,7 @@ use standpipe::memory::{Machine, Memory, Plan};
 use standpipe::metrics::Metrics;
 use standpipe::queue::{Handoff, Returns};
 use standpipe::shard::placing::Places;
+use standpipe::shard::rejects::Rejects;
 use standpipe::shard::{Orders, Shared};
 use standpipe::stream::Registry;
 
@@ -56,6 +57,7 @@ pub fn shared(encoding: Encoding) -> Arc<Shared> {
         shape: Shape::new(encoding, &memory),
         registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
         handoff: Arc::new(Handoff::default()),
+        rejects: [Rejects::new(config.rejected_samples)].into(),
         orders: Orders::default(),
         places: Places::new(1),
         connections_max: plan.connections_max,

@@ -16,6 +16,7 @@ use standpipe::metrics::Metrics;
 use standpipe::queue::{Handoff, Returns};
 use standpipe::shard::bare::Bare;
 use standpipe::shard::placing::Places;
+use standpipe::shard::rejects::Rejects;
 use standpipe::shard::{Orders, Shared};
 use standpipe::stream::Registry;
 
@@ -38,6 +39,7 @@ static SHARED: LazyLock<Arc<Shared>> = LazyLock::new(|| {
         shape: Shape::new(Encoding::Lines, &memory),
         registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
         handoff: Arc::new(Handoff::default()),
+        rejects: [Rejects::new(config.rejected_samples)].into(),
         orders: Orders::default(),
         places: Places::new(1),
         connections_max: plan.connections_max,
