@@ -2,24 +2,33 @@
 //! what others count and passes wishes on; it decides nothing.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{RawQuery, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::delivery::{Command, LaneView, View, lane::LaneState};
+use crate::delivery::{Command, LaneView, View};
 use crate::destination::Destination;
 use crate::lifecycle::{Lifecycle, Stage};
 use crate::memory::Plan;
 use crate::metrics::exposition::{self, Live};
 use crate::metrics::process::Usage;
 use crate::shard::Shared;
+
+mod conditions;
+mod page;
+mod status;
+mod watch;
+
+use self::status::{Looker, Query};
 
 /// The content type of Prometheus' text format.
 const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -28,7 +37,7 @@ const BUSY_WINDOW: Duration = Duration::from_secs(1);
 
 /// What the endpoints look at.
 #[derive(Debug)]
-pub struct Admin {
+pub struct Parts {
     /// What the shards share.
     pub shared: Arc<Shared>,
     /// Where calls go.
@@ -41,13 +50,33 @@ pub struct Admin {
     pub plan: Plan,
     /// Which driver reads the sockets.
     pub driver: &'static str,
+}
+
+/// What the endpoints look at, and what they remember.
+#[derive(Debug)]
+pub struct Admin {
+    parts: Parts,
+    /// The name of this host.
+    host: String,
+    /// Where calls go, as it is configured.
+    destination_name: String,
     /// The last look at how busy the shards were.
-    pub busy: Mutex<Busy>,
+    busy: Mutex<Busy>,
+    /// The last look at everything.
+    looker: tokio::sync::Mutex<Looker>,
+}
+
+impl Deref for Admin {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
 }
 
 /// A window of time over which shards were more or less busy.
 #[derive(Debug)]
-pub struct Busy {
+struct Busy {
     since: Instant,
     nanoseconds: Vec<u64>,
     ratios: Vec<f64>,
@@ -55,7 +84,7 @@ pub struct Busy {
 
 impl Busy {
     /// A window that starts now, with nothing in it.
-    pub fn new(shards: usize) -> Self {
+    fn new(shards: usize) -> Self {
         Self { since: Instant::now(), nanoseconds: vec![0; shards], ratios: vec![0.0; shards] }
     }
 
@@ -76,24 +105,25 @@ impl Busy {
 /// The routes of the admin port.
 pub fn router(admin: Arc<Admin>) -> Router {
     Router::new()
-        .route("/", get(index))
+        .route("/", get(page::page))
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
         .route("/maintenance", post(maintenance))
         .route("/drain", post(drain))
+        .layer(middleware::from_fn(refuse_foreign))
         .with_state(admin)
 }
 
-async fn index() -> &'static str {
-    "Standpipe\n\n\
-     GET  /metrics      Prometheus metrics\n\
-     GET  /healthz      200 while the process lives: for load balancers\n\
-     GET  /readyz       200, or 503 while starting, in maintenance or draining\n\
-     GET  /status       phase, streams, lanes and memory as JSON\n\
-     POST /maintenance  {\"on\": true} makes /readyz say 503, {\"on\": false} takes that back\n\
-     POST /drain        what SIGTERM does\n"
+/// Keeps the pages of other sites, open in the browser of somebody who reaches this port, from asking anything of it.
+/// What is no browser says nothing of sites (Fetch Metadata, `Sec-Fetch-Site`).
+async fn refuse_foreign(request: Request, next: Next) -> Response {
+    let site = request.headers().get("sec-fetch-site").map(HeaderValue::as_bytes);
+    if request.method() == Method::POST && !matches!(site, None | Some(b"same-origin" | b"none")) {
+        return (StatusCode::FORBIDDEN, "a page of another site may not ask this\n").into_response();
+    }
+    next.run(request).await
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
@@ -109,54 +139,14 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
     }
 }
 
-async fn status(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
-    let view = admin.view().await;
-    let lane = |lane: &LaneView| {
-        let state = match lane.state {
-            LaneState::Active => "active",
-            LaneState::BackingOff => "backing_off",
-            LaneState::Parked => "parked",
-        };
-        serde_json::json!({
-            "delivery_stream": *lane.delivery_stream,
-            "state": state,
-            "calls_in_flight": lane.in_flight,
-            "last_error": lane.last_error,
-        })
+async fn status(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {
+    let query = match Query::parse(query.as_deref().unwrap_or_default()) {
+        Ok(query) => query,
+        Err(sentence) => return (StatusCode::BAD_REQUEST, format!("{sentence}\n")).into_response(),
     };
-    let totals = admin.shared.metrics.totals();
-    let stream = |totals: &crate::metrics::Totals| {
-        serde_json::json!({
-            "stream": totals.stream,
-            "received": totals.received,
-            "recovered": totals.recovered,
-            "delivered": totals.delivered,
-            "dropped": totals.dropped_in_all(),
-            "held": {
-                "open": totals.open,
-                "queued": totals.queued,
-                "in_flight": totals.in_flight,
-                "retry": totals.retry,
-                "spool": totals.spool,
-            },
-        })
-    };
-    let memory = &admin.shared.memory;
-    Json(serde_json::json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "stage": admin.lifecycle.stage(),
-        "io_driver": admin.driver,
-        "memory": {
-            "limit_bytes": admin.plan.total,
-            "events_limit_bytes": admin.plan.events,
-            "events_bytes": memory.used(),
-            "partial_bytes": memory.partial(),
-            "resident_bytes": resident_bytes(),
-        },
-        "held": totals.iter().map(crate::metrics::Totals::held).sum::<u64>(),
-        "streams": totals.iter().map(stream).collect::<Vec<_>>(),
-        "lanes": view.lanes.iter().map(lane).collect::<Vec<_>>(),
-    }))
+    let look = admin.looker.lock().await.look(&admin).await;
+    let headers = [(header::CACHE_CONTROL, "no-store")];
+    (headers, Json(look.status(&admin, &query))).into_response()
 }
 
 #[derive(Deserialize)]
@@ -166,8 +156,11 @@ struct Maintenance {
 }
 
 async fn maintenance(State(admin): State<Arc<Admin>>, body: String) -> (StatusCode, String) {
-    match serde_json::from_str::<Maintenance>(&body) {
-        Ok(Maintenance { on }) => {
+    // A list would be taken, too, field by field.
+    let is_object = body.trim_start().starts_with('{');
+    let wanted = serde_json::from_str::<Maintenance>(&body);
+    match wanted {
+        Ok(Maintenance { on }) if is_object => {
             admin.lifecycle.set_maintenance(on);
             tracing::info!("maintenance was turned {}", if on { "on" } else { "off" });
             let file = admin.shared.config.maintenance_file.as_ref();
@@ -178,10 +171,11 @@ async fn maintenance(State(admin): State<Arc<Admin>>, body: String) -> (StatusCo
             };
             (StatusCode::OK, answer)
         }
-        Err(error) => (
-            StatusCode::BAD_REQUEST,
-            format!("the body must be {{\"on\": true}} or {{\"on\": false}}: {error}\n"),
-        ),
+        wrong => {
+            let why = wrong.err().map_or_else(|| "it is not an object".to_owned(), |error| error.to_string());
+            let sentence = format!("the body must be {{\"on\": true}} or {{\"on\": false}}: {why}\n");
+            (StatusCode::BAD_REQUEST, sentence)
+        }
     }
 }
 
@@ -191,12 +185,28 @@ async fn drain(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
 }
 
 impl Admin {
+    /// Looks at these.
+    pub fn new(parts: Parts) -> Self {
+        let config = &parts.shared.config;
+        let endpoint = config.endpoint_url.as_ref().map(|url| format!(" at {url}")).unwrap_or_default();
+        Self {
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            destination_name: format!("{}{endpoint}", config.destination),
+            busy: Mutex::new(Busy::new(parts.plan.shards)),
+            looker: tokio::sync::Mutex::new(Looker::new(&parts.shared.metrics)),
+            parts,
+        }
+    }
+
+    /// What delivery looks like, with the ages of what has not come to it.
     async fn view(&self) -> View {
         let (answer, view) = oneshot::channel();
         if self.delivery.send(Command::Look(answer)).await.is_err() {
             return View::default();
         }
-        view.await.unwrap_or_default()
+        let mut view = view.await.unwrap_or_default();
+        self.shared.registry.note_ages(&mut view.ages, Instant::now());
+        view
     }
 
     /// State and calls in flight by label: of several lanes with one label the worst state, and all calls.
@@ -211,13 +221,16 @@ impl Admin {
         lanes
     }
 
+    /// How busy each shard is.
+    fn busy_ratios(&self, now: Instant) -> Vec<f64> {
+        let shards = &self.shared.metrics.shards;
+        let busy = shards.iter().map(|shard| shard.busy_nanoseconds.get()).collect();
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).look(now, busy)
+    }
+
     async fn live(&self) -> Live {
         let view = self.view().await;
         let now = Instant::now();
-        let shards = &self.shared.metrics.shards;
-        let busy = shards.iter().map(|shard| shard.busy_nanoseconds.get()).collect();
-        let mut ages = view.ages;
-        self.shared.registry.note_ages(&mut ages, now);
         Live {
             memory: [
                 ("events", self.shared.memory.used()),
@@ -228,9 +241,9 @@ impl Admin {
             memory_events_limit: self.plan.events,
             driver: self.driver,
             lanes: self.lanes(&view.lanes),
-            ages,
+            ages: view.ages,
             credentials_expiry: self.destination.credentials_expiry(),
-            busy_ratios: self.busy.lock().unwrap_or_else(PoisonError::into_inner).look(now, busy),
+            busy_ratios: self.busy_ratios(now),
             stage: self.lifecycle.stage(),
             process: Usage::now(),
         }

@@ -121,6 +121,8 @@ pub struct Config {
     pub drain_deadline: Duration,
     /// Connections that are told to leave within a second of a drain, at most.
     pub drain_close_rate: usize,
+    /// The rejected frames kept of each reason, for `/status`; 0: none.
+    pub rejected_samples: usize,
     /// Whether the relay takes over from one that runs.
     pub takeover: bool,
     /// The name under which relays find each other to hand over: "auto" is the admin address; empty: not at all.

@@ -10,6 +10,9 @@ use memchr::{memchr, memchr_iter};
 /// How many lines are looked at before the first of them is taken.
 const LINES_AHEAD: usize = 16;
 
+/// Octets of a line that is too long which are shown at least, where it has them.
+const START_BYTES_MAX: usize = 256;
+
 /// What a connection hands out.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Cut<'a> {
@@ -39,6 +42,9 @@ pub trait Taker {
 
     /// Looks at a cut that will be offered soon, or again later. It counts nothing and takes nothing.
     fn look(&mut self, cut: &Cut<'_>, seen: Self::Seen) -> Self::Seen;
+
+    /// Is shown the start of a line that is too long, before that is taken.
+    fn too_long(&mut self, _start: &[u8]) {}
 
     /// Takes a cut that was looked at.
     fn take(&mut self, cut: Cut<'_>, seen: Self::Seen) -> Taken;
@@ -119,6 +125,11 @@ impl Connection {
         !self.kept.is_empty()
     }
 
+    /// The bytes that are kept.
+    pub fn kept(&self) -> &[u8] {
+        &self.kept
+    }
+
     /// The memory that the kept bytes take, in bytes.
     pub fn kept_capacity(&self) -> usize {
         self.kept.capacity()
@@ -143,7 +154,11 @@ impl Connection {
                 behind = *end;
             }
             for (end, seen) in ahead.into_iter().take(found) {
-                if taker.take(self.cut(&data[start..end]), seen) == Taken::Blocked {
+                let cut = self.cut(&data[start..end]);
+                if cut == Cut::TooLong {
+                    taker.too_long(&data[start..end]);
+                }
+                if taker.take(cut, seen) == Taken::Blocked {
                     self.keep(&data[start..]);
                     return self.block();
                 }
@@ -160,7 +175,7 @@ impl Connection {
     fn finish_line(&mut self, head: &[u8], taker: &mut impl Taker) -> Taken {
         let mut line = std::mem::take(&mut self.kept);
         if line.len() + head.len() > self.line_bytes_max {
-            return offer(taker, Cut::TooLong);
+            return offer_too_long(taker, line, head);
         }
         line.extend_from_slice(head);
         let taken = offer(taker, Cut::Line(&line));
@@ -173,9 +188,8 @@ impl Connection {
     fn keep_half(&mut self, half: &[u8], taker: &mut impl Taker) -> Taken {
         // A line of the longest length has its LF as its last octet, so a half is at least one shorter.
         if self.kept.len() + half.len() >= self.line_bytes_max {
-            self.kept = Vec::new();
             self.skipping = true;
-            return offer(taker, Cut::TooLong);
+            return offer_too_long(taker, std::mem::take(&mut self.kept), half);
         }
         self.keep(half);
         Taken::Yes
@@ -202,6 +216,14 @@ fn offer(taker: &mut impl Taker, cut: Cut<'_>) -> Taken {
     let seen = taker.glance(&cut);
     let seen = taker.look(&cut, seen);
     taker.take(cut, seen)
+}
+
+/// Offers a line that is too long, of which `kept` and then `more` are known.
+fn offer_too_long(taker: &mut impl Taker, mut kept: Vec<u8>, more: &[u8]) -> Taken {
+    let missing = START_BYTES_MAX.saturating_sub(kept.len());
+    kept.extend_from_slice(&more[..more.len().min(missing)]);
+    taker.too_long(&kept);
+    offer(taker, Cut::TooLong)
 }
 
 #[cfg(test)]

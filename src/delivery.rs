@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::destination::{Call, Destination, Encoding, Outcome};
 use crate::failpoint::{self, Flaw, Point};
 use crate::memory::Memory;
-use crate::metrics::{Ages, Cause, Drop, LaneCounters, Metrics, Place};
+use crate::metrics::{self, Ages, Cause, Drop, LaneCounters, Metrics, Place};
 use crate::queue::{Handoff, Returns};
 use crate::spool::keeper::Keeper;
 use crate::stream::{Registry, Stream};
@@ -107,8 +107,21 @@ pub struct LaneView {
     pub state: LaneState,
     /// Calls in flight.
     pub in_flight: usize,
+    /// The streams mapped to it.
+    pub streams: usize,
     /// What went wrong last.
-    pub last_error: Option<String>,
+    pub last_error: Option<LaneError>,
+}
+
+/// What went wrong with a call.
+#[derive(Clone, Debug)]
+pub struct LaneError {
+    /// When the call ended.
+    pub at: Instant,
+    /// How it was counted.
+    pub outcome: metrics::Outcome,
+    /// A sentence.
+    pub message: String,
 }
 
 /// One lane with all that belongs to it.
@@ -128,7 +141,7 @@ struct LaneEntry {
     has_timer: bool,
     /// Whether it is about to be looked at, or stands among the starved.
     is_awake: bool,
-    last_error: Option<String>,
+    last_error: Option<LaneError>,
     logged_at: Option<Instant>,
 }
 
@@ -532,7 +545,7 @@ impl Delivery {
         }
         let entry = self.lane(index);
         let name = Arc::clone(&entry.delivery_stream);
-        let reason = entry.last_error.clone().unwrap_or_default();
+        let reason = entry.last_error.as_ref().map_or_else(String::new, |error| error.message.clone());
         let due = entry.logged_at.is_none_or(|at| now - at >= LOG_INTERVAL);
         match (before, after) {
             (LaneState::Parked, LaneState::Active) => info!("lane {name}: accepted again, no longer parked"),
@@ -649,6 +662,7 @@ impl Delivery {
             delivery_stream: Arc::clone(&entry.delivery_stream),
             state: entry.policy.state(),
             in_flight: entry.policy.in_flight(),
+            streams: entry.streams.len(),
             last_error: entry.last_error.clone(),
         };
         let mut ages = Ages::default();

@@ -42,7 +42,7 @@ fn get(address: SocketAddr, path: &str) -> io::Result<String> {
 }
 
 /// The address under which this host reaches a listener.
-fn reachable(admin: SocketAddr) -> SocketAddr {
+pub fn reachable(admin: SocketAddr) -> SocketAddr {
     let loopback: IpAddr =
         if admin.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
     if admin.ip().is_unspecified() { SocketAddr::new(loopback, admin.port()) } else { admin }

@@ -253,6 +253,11 @@ impl Label {
         self.duplicates[cause as usize].fetch_add(events, Relaxed);
     }
 
+    /// Bytes delivered, raw and as Firehose bills them.
+    pub fn bytes_delivered(&self) -> (u64, u64) {
+        (self.payload_bytes.load(Relaxed), self.billed_bytes.load(Relaxed))
+    }
+
     /// Events that were sent again although they may have been accepted, for any cause.
     pub fn possible_duplicates(&self) -> u64 {
         self.duplicates.iter().map(|events| events.load(Relaxed)).sum()
@@ -329,6 +334,11 @@ impl Ages {
         }
     }
 
+    /// The greatest of all ages.
+    pub fn greatest(&self) -> Option<Duration> {
+        self.0.values().max().copied()
+    }
+
     /// The greatest age noted of a label; zero where none was.
     pub fn of(&self, label: &str) -> Duration {
         self.0.get(label).copied().unwrap_or_default()
@@ -386,6 +396,16 @@ impl LaneCounters {
     /// The value of the metrics' `delivery_stream` label.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Calls counted, by outcome.
+    pub fn calls(&self) -> [u64; Outcome::ALL.len()] {
+        Outcome::ALL.map(|outcome| self.calls[outcome as usize].load(Relaxed))
+    }
+
+    /// Records of accepted calls.
+    pub fn records_accepted(&self) -> u64 {
+        self.records[Outcome::Ok as usize].load(Relaxed)
     }
 
     /// Counts records of a call.
@@ -478,12 +498,23 @@ impl Metrics {
         Arc::clone(lanes.entry(name.to_owned()).or_insert_with(create))
     }
 
+    /// The counters of every delivery stream label, in the order of their names.
+    pub fn lanes(&self) -> Vec<Arc<LaneCounters>> {
+        self.lanes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The addresses of the listeners, in the order of `connections`.
+    pub fn listeners(&self) -> &[String] {
+        &self.listeners
+    }
+
     /// The identity's figures of every label.
     pub fn totals(&self) -> Vec<Totals> {
         self.labels().iter().map(|label| label.totals()).collect()
     }
 
-    fn labels(&self) -> Vec<Arc<Label>> {
+    /// Every label, in the order of their names.
+    pub fn labels(&self) -> Vec<Arc<Label>> {
         self.labels.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }

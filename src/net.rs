@@ -5,7 +5,8 @@
 //! The `uring` driver is the one to use; `epoll` is for where the kernel or a seccomp profile refuses io_uring.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -170,6 +171,12 @@ impl Driver {
     /// Reads a connection that was accepted elsewhere, by a listener of the address with this index.
     pub fn adopt(&mut self, socket: OwnedFd, address: usize, handler: &mut impl Handler) {
         either!(self, driver => driver.open(socket, address, handler));
+    }
+
+    /// Whom a connection is from; none where it is from a Unix socket or gone.
+    pub fn peer(&self, key: Key) -> Option<SocketAddr> {
+        let socket: BorrowedFd<'_> = either!(self, driver => driver.socket(key))?;
+        rustix::net::getpeername(socket).ok()??.try_into().ok()
     }
 
     /// Closes a connection. The key may be given to another afterwards.

@@ -1,8 +1,8 @@
 //! Assembly: what is started in which order, and stopped in which. The only module that knows all others.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use crate::admin::{self, Admin, Busy};
+use crate::admin::{self, Admin};
 use crate::buffer::Shape;
 use crate::config::{BodyHash, Config, DestinationChoice, ListenAddress};
 use crate::dead_letter::{self, DeadLetters};
@@ -22,6 +22,7 @@ use crate::destination::firehose::{Firehose, FirehoseSettings};
 use crate::destination::relay::Relay;
 use crate::drain::{self, Drained};
 use crate::handover::{Offer, Sockets, TakenOver};
+use crate::health;
 use crate::inheritance::{self, Inheritance};
 use crate::lifecycle::Lifecycle;
 use crate::memory::{Memory, Plan};
@@ -30,6 +31,7 @@ use crate::net::listen::{Listener, Listening};
 use crate::net::{DriverKind, probe};
 use crate::queue::{Handoff, Returns};
 use crate::shard::placing::Places;
+use crate::shard::rejects::Rejects;
 use crate::shard::{self, Orders, Phase, Seat, Shared};
 use crate::spool;
 use crate::spool::keeper::{self, Keeper};
@@ -76,15 +78,14 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     }
     tokio::spawn(deliverer.run(commands));
     let lifecycle = Arc::new(Lifecycle::default());
-    let admin = Arc::new(Admin {
+    let admin = Arc::new(Admin::new(admin::Parts {
         shared: Arc::clone(&shared),
         destination,
         delivery: delivery.clone(),
         lifecycle: Arc::clone(&lifecycle),
         plan: plan.clone(),
         driver: driver.label(),
-        busy: Mutex::new(Busy::new(plan.shards)),
-    });
+    }));
     let copy = door.copy()?;
     let mut served = tokio::spawn(door.serve(admin::router(admin)));
 
@@ -97,13 +98,15 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     let offer = inheritance::offer(&shared.config, admin_address, Sockets::new(&addresses, copies, copy));
     supervisor::ready();
     info!(
-        "ready listen={} admin={admin_address} destination={} io={} shards={} linger={:?} memory={}MiB",
+        "ready listen={} admin={admin_address} destination={} io={} shards={} linger={:?} memory={}MiB; \
+         to look at it: http://{}/",
         labels.join(","),
         config.destination,
         driver.label(),
         plan.shards,
         config.linger,
         plan.total >> 20,
+        health::reachable(admin_address),
     );
     let housekeeping = keep_house(&shared, &delivery, &lifecycle);
 
@@ -200,6 +203,7 @@ fn share(
         shape: Shape::new(destination.encoding(), &memory),
         registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
         handoff: Arc::new(Handoff::default()),
+        rejects: (0..plan.shards).map(|_| Rejects::new(config.rejected_samples)).collect(),
         orders: Orders::default(),
         places: Places::new(plan.shards),
         connections_max: plan.connections_max,

@@ -27,13 +27,16 @@ pub mod bare;
 mod intake;
 mod leaving;
 pub mod placing;
+mod rarely;
 mod reading;
+pub mod rejects;
 mod roster;
 mod sync;
 mod window;
 
 use self::intake::Intake;
 use self::placing::Places;
+use self::rejects::Rejects;
 
 /// A read of fewer bytes on average than this comes from writers of single lines.
 const SMALL_READ_MEAN_BYTES: u64 = 4 * 1024;
@@ -61,6 +64,8 @@ pub struct Shared {
     pub returns: Arc<[Returns]>,
     /// How stream buffers are built.
     pub shape: Shape,
+    /// The last frames that were not taken, one a shard.
+    pub rejects: Box<[Rejects]>,
     /// What the shards are to do.
     pub orders: Orders,
     /// Which shard gets a connection.

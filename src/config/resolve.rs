@@ -200,6 +200,7 @@ fn blank() -> Config {
         pre_drain_delay: Duration::ZERO,
         drain_deadline: Duration::ZERO,
         drain_close_rate: 0,
+        rejected_samples: 16,
         takeover: false,
         handover: String::new(),
         log: String::new(),

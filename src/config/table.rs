@@ -111,6 +111,20 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         },
     },
     Setting {
+        key: "rejected_samples",
+        group: Group::Listening,
+        help: "Rejected frames that /status shows of each reason",
+        doc: "The last ones, with the address of who sent them and the first 128 bytes, whatever these are. \
+              0 keeps none.",
+        default: "16",
+        kind: Kind::Count {
+            from: 0,
+            to: 100,
+            word: None,
+            set: |config, count| config.rejected_samples = count as usize,
+        },
+    },
+    Setting {
         key: "takeover",
         group: Group::Listening,
         help: "Take over from a relay that runs on the same host",

@@ -54,13 +54,14 @@ fn without_directory(line: &str) -> String {
 }
 
 /// A value other than the default for each setting of the relay, as TOML.
-const OTHER_VALUES: [(&str, &str); 45] = [
+const OTHER_VALUES: [(&str, &str); 46] = [
     ("listen", r#"["[::1]:7000", "unix:/run/standpipe.sock"]"#),
     ("admin", r#""[::1]:7001""#),
     ("max_connections", "7"),
     ("sync_at", r#""stored""#),
     ("tcp_keepalive", r#""90s""#),
     ("max_connection_age", r#""1h""#),
+    ("rejected_samples", "0"),
     ("takeover", "true"),
     ("handover", r#""blue""#),
     ("destination", r#""firehose""#),
@@ -158,6 +159,7 @@ fn the_defaults_are_those_of_the_design() {
         pre_drain_delay: Duration::ZERO,
         drain_deadline: Duration::from_secs(25),
         drain_close_rate: 1_000,
+        rejected_samples: 16,
         takeover: false,
         handover: "auto".into(),
         log: "info".into(),

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Delivery;
 use super::lane::Verdict;
 use super::piece::Piece;
+use super::{Delivery, LaneError};
 use crate::batch::{Fate, Settled, Ticket};
 use crate::destination::{Encoding, Outcome, RecordOutcome, Refusal};
 use crate::encode::BILLING_STEP_BYTES;
@@ -34,11 +34,11 @@ impl Delivery {
                 self.deliver_with_loss(&piece, events, now);
                 Verdict::Progress
             }
-            Outcome::Partial(answers) => self.judge_partial(&counters, piece, &answers, now),
+            Outcome::Partial(answers) => self.judge_partial(lane, &counters, piece, &answers, now),
             Outcome::Unknown { message } => {
                 counters.call(metrics::Outcome::Unknown);
                 counters.records(records, metrics::Outcome::Unknown);
-                self.lane(lane).last_error = Some(message);
+                self.blame(lane, metrics::Outcome::Unknown, message, now);
                 piece.is_unknown = true;
                 self.requeue(piece, now);
                 Verdict::Failed
@@ -47,7 +47,7 @@ impl Delivery {
                 let outcome = counted_as(kind);
                 counters.call(outcome);
                 counters.records(records, outcome);
-                self.lane(lane).last_error = Some(message);
+                self.blame(lane, outcome, message, now);
                 self.judge_refusal(lane, piece, kind, now)
             }
         }
@@ -56,6 +56,7 @@ impl Delivery {
     /// Settles the records that were accepted and queues exactly the others again.
     fn judge_partial(
         &mut self,
+        lane: usize,
         counters: &LaneCounters,
         piece: Piece,
         answers: &[RecordOutcome],
@@ -66,7 +67,17 @@ impl Delivery {
         counters.records(accepted, metrics::Outcome::Ok);
         counters.records(throttled, metrics::Outcome::Throttled);
         counters.records(count(RecordOutcome::Internal), metrics::Outcome::Internal);
-        counters.call(if throttled > 0 { metrics::Outcome::Throttled } else { metrics::Outcome::Internal });
+        let (outcome, why) = match throttled {
+            0 => (metrics::Outcome::Internal, "an error inside the service"),
+            _ => (metrics::Outcome::Throttled, "over the delivery stream's quota"),
+        };
+        counters.call(outcome);
+        let message = format!(
+            "{} of {} records of a call were not accepted: {why}.",
+            answers.len() as u64 - accepted,
+            answers.len()
+        );
+        self.blame(lane, outcome, message, now);
         let is_accepted = |index: usize| answers.get(index) == Some(&RecordOutcome::Accepted);
         if accepted == 0 {
             self.requeue(piece, now);
@@ -79,6 +90,11 @@ impl Delivery {
         let resends = |index| !is_accepted(index) || failpoint::has(Flaw::ResendsWhole);
         self.requeue(piece.only(&self.parts.memory, resends), now);
         if throttled > 0 { Verdict::ProgressThrottled } else { Verdict::Progress }
+    }
+
+    /// Keeps what went wrong with a call, for whoever looks.
+    fn blame(&mut self, lane: usize, outcome: metrics::Outcome, message: String, now: Instant) {
+        self.lane(lane).last_error = Some(LaneError { at: now, outcome, message });
     }
 
     fn judge_refusal(&mut self, lane: usize, mut piece: Piece, kind: Refusal, now: Instant) -> Verdict {
@@ -100,7 +116,7 @@ impl Delivery {
                     return Verdict::Neutral;
                 }
                 if self.lane(lane).policy.accepted_at().is_some_and(|at| at > since) {
-                    let error = self.lane(lane).last_error.clone();
+                    let error = self.lane(lane).last_error.as_ref().map(|error| error.message.clone());
                     piece.is_retry = true;
                     piece.stream().label.enter(piece.events(), Place::Retry);
                     self.bury(piece, Drop::Rejected, error, now);

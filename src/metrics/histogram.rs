@@ -34,6 +34,12 @@ impl Histogram {
         self.observe_weighted(duration, 1);
     }
 
+    /// The upper bounds in seconds, and how many observations lie below each and above the one before; a last count
+    /// is of those beyond all bounds.
+    pub fn buckets(&self) -> (&'static [f64], Vec<u64>) {
+        (self.bounds_seconds, self.counts.iter().map(|count| count.load(Relaxed)).collect())
+    }
+
     /// The buckets as Prometheus wants them: upper bound and cumulative count; then the count in all and the
     /// sum in seconds.
     pub(super) fn cumulative(&self) -> (Vec<(f64, u64)>, u64, f64) {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -290,6 +290,10 @@ impl Epoll {
         if let Some(slot) = self.slots.get(key as usize).and_then(Option::as_ref) {
             let _ = shutdown(&slot.socket, Shutdown::Write);
         }
+    }
+
+    pub(super) fn socket(&self, key: Key) -> Option<BorrowedFd<'_>> {
+        Some(self.slots.get(key as usize)?.as_ref()?.socket.as_fd())
     }
 
     pub(super) fn close(&mut self, key: Key) {

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -226,7 +226,7 @@ impl Uring {
     }
 
     fn arm_bell(&mut self) {
-        let bell = std::os::fd::AsFd::as_fd(&self.returns[self.shard].bell).as_raw_fd();
+        let bell = self.returns[self.shard].bell.as_fd().as_raw_fd();
         let entry = opcode::PollAdd::new(Fd(bell), libc::POLLIN as u32).multi(true).build();
         self.submit(&entry.user_data(Operation::Bell.tag(0)));
     }
@@ -439,6 +439,10 @@ impl Uring {
         if let Some(slot) = self.slot(key) {
             let _ = shutdown(&slot.socket, Shutdown::Write);
         }
+    }
+
+    pub(super) fn socket(&self, key: Key) -> Option<BorrowedFd<'_>> {
+        Some(self.slots.get(key as usize)?.as_ref()?.socket.as_fd())
     }
 
     pub(super) fn close(&mut self, key: Key) {

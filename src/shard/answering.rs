@@ -49,7 +49,7 @@ impl Intake {
             },
             _ => match control.strip_prefix(b"sync ") {
                 Some(id) if sync::is_id(id) => return self.sync(key, peer, id),
-                _ => self.not_understood(control),
+                _ => self.not_understood(control, key),
             },
         };
         self.say(key, peer, answer);
@@ -66,8 +66,8 @@ impl Intake {
         }
     }
 
-    fn not_understood(&mut self, control: &[u8]) -> Vec<u8> {
-        self.count_rejected(Reject::BadControl);
+    fn not_understood(&mut self, control: &[u8], key: Key) -> Vec<u8> {
+        self.count_rejected(Reject::BadControl, &[b"!", control].concat(), key);
         let verb = control.split(|octet| *octet == b' ').next().unwrap_or_default();
         if verb == b"sync" {
             return b"!error sync wants an ID of 1 to 64 printable octets\n".to_vec();

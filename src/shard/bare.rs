@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::intake::{Intake, Peer};
 use super::placing::Places;
+use super::rejects::Rejects;
 use super::{Orders, Shared, Wheel};
 use crate::buffer::Shape;
 use crate::config::Config;
@@ -42,6 +43,7 @@ pub fn shared_with(config: Config, encoding: Encoding, memory: Arc<Memory>, epoc
         shape: Shape::new(encoding, &memory),
         registry: Arc::new(Registry::new(Arc::clone(&config), Arc::clone(&metrics))),
         handoff: Arc::new(Handoff::default()),
+        rejects: (0..shards).map(|_| Rejects::new(config.rejected_samples)).collect(),
         orders: Orders::default(),
         places: Places::new(shards),
         connections_max: config.max_connections,

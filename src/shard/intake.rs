@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::batch::BatchId;
 use crate::buffer::{Append, Buffer};
@@ -20,14 +20,14 @@ use crate::queue::Returns;
 
 use super::leaving;
 use super::placing::Arrival;
+use super::rarely::Rarely;
 use super::reading::Pressure;
+use super::rejects::{Allowance, HEAD_BYTES_MAX, Sample};
 use super::roster::Roster;
 use super::sync::Syncs;
 use super::window::Window;
 use super::{Orders, Phase, Shared};
 
-/// A fault that lasts is logged this often.
-const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// A blocked connection goes on once there is this much room, so that it does not go on for a single event.
 const RESUME_BYTES: usize = 16 * 1024;
 /// A stream that received nothing for so long gives its place on the shard up.
@@ -89,6 +89,8 @@ pub(super) enum Block {
 pub(super) enum Action {
     Read(Key, Reading),
     Answer(Key, Vec<u8>),
+    /// Keep what was rejected, with its sender's address.
+    Keep(Key, Reject, Box<Sample>),
     ShutDownWriting(Key),
     Close(Key),
 }
@@ -124,8 +126,22 @@ pub(super) struct Intake {
     blocked: Vec<Key>,
     /// Time is over: what finds no room now is dropped.
     pub(super) closing: bool,
-    accept_failed_at: Option<Instant>,
-    dropped_at: Option<Instant>,
+    /// How many rejected frames may be kept now.
+    allowance: Allowance,
+    /// The start of the line that was last found too long.
+    too_long: Vec<u8>,
+    pub(super) logged: Logged,
+}
+
+/// When each cause was last logged.
+#[derive(Debug, Default)]
+pub(super) struct Logged {
+    accept_failed: Rarely,
+    refused: Rarely,
+    dropped: Rarely,
+    paused: Rarely,
+    pub(super) partial: Rarely,
+    pub(super) stalled: Rarely,
 }
 
 impl Intake {
@@ -136,6 +152,7 @@ impl Intake {
             ages_at: leaving::next_look_at_ages(&shared.config, now),
             leaving: Vec::new(),
             is_draining: false,
+            allowance: Allowance::new(shared.config.rejected_samples),
             shared,
             shard,
             now,
@@ -151,8 +168,8 @@ impl Intake {
             pressure: Pressure::default(),
             blocked: Vec::new(),
             closing: false,
-            accept_failed_at: None,
-            dropped_at: None,
+            too_long: Vec::new(),
+            logged: Logged::default(),
         }
     }
 
@@ -222,10 +239,14 @@ impl Intake {
 
     /// Does to the driver what was noted down.
     pub(super) fn apply(&mut self, driver: &mut Driver) {
-        for action in self.actions.drain(..) {
+        let Self { actions, shared, shard, .. } = self;
+        for action in actions.drain(..) {
             match action {
                 Action::Read(key, reading) => driver.set_reading(key, reading),
                 Action::Answer(key, answer) => driver.send(key, &answer),
+                Action::Keep(key, reason, sample) => {
+                    shared.rejects[*shard].keep(reason, Sample { peer: driver.peer(key), ..*sample });
+                }
                 Action::ShutDownWriting(key) => driver.shut_down_writing(key),
                 Action::Close(key) => driver.close(key),
             }
@@ -237,7 +258,7 @@ impl Intake {
     pub(super) fn take_answers(&mut self) -> Vec<(Key, Vec<u8>)> {
         let answer = |action| match action {
             Action::Answer(key, answer) => Some((key, answer)),
-            Action::Read(..) | Action::ShutDownWriting(_) | Action::Close(_) => None,
+            Action::Read(..) | Action::Keep(..) | Action::ShutDownWriting(_) | Action::Close(_) => None,
         };
         let answers: Vec<(Key, Vec<u8>)> =
             std::mem::take(&mut self.actions).into_iter().filter_map(answer).collect();
@@ -335,14 +356,19 @@ impl Intake {
     }
 
     /// Counts a frame that is not taken. To the next sync of its connection it is lost.
-    fn reject(&mut self, reason: Reject, peer: &mut Peer) -> Taken {
-        self.count_rejected(reason);
+    #[cold]
+    fn reject(&mut self, reason: Reject, frame: &[u8], key: Key, peer: &mut Peer) -> Taken {
+        self.count_rejected(reason, frame, key);
         peer.lost += 1;
         Taken::Yes
     }
 
-    pub(super) fn count_rejected(&mut self, reason: Reject) {
+    pub(super) fn count_rejected(&mut self, reason: Reject, frame: &[u8], key: Key) {
         self.counters().rejected[reason as usize].add(1);
+        if self.allowance.take(reason, self.now) {
+            let sample = Sample::new(SystemTime::now(), None, frame);
+            self.actions.push(Action::Keep(key, reason, Box::new(sample)));
+        }
     }
 
     /// The place of a stream that this shard sees for the first time.
@@ -406,14 +432,19 @@ impl Intake {
             OnFull::Drop => Drop::Memory,
             OnFull::Wait => {
                 peer.blocked_on = Some(Block::Memory { stream: index, bytes: bytes.max(RESUME_BYTES) });
+                if self.logged.paused.is_due(self.now) {
+                    let name = &local.stream.name;
+                    tracing::warn!(
+                        "stream {name} holds all the memory it may: connections that bring more for it are paused"
+                    );
+                }
                 return Taken::Blocked;
             }
         };
         local.stream.label.dropped(1, reason);
         local.cell.received.add(1);
         peer.lost += 1;
-        if self.dropped_at.is_none_or(|at| self.now - at >= LOG_INTERVAL) {
-            self.dropped_at = Some(self.now);
+        if self.logged.dropped.is_due(self.now) {
             let (name, reason) = (&local.stream.name, reason.label());
             tracing::warn!(
                 "stream {name} holds all the memory it may: its newest events are dropped ({reason})"
@@ -444,7 +475,7 @@ impl Intake {
         }
         // What stands behind the last sync of one that leaves was never taken.
         if peer.connection.keeps_half() && peer.blocked_on != Some(Block::Leaving) {
-            self.count_rejected(Reject::Truncated);
+            self.count_rejected(Reject::Truncated, peer.connection.kept(), key);
         }
         self.forget_syncs(key, &peer);
         self.shared.memory.move_partial((peer.charged + peer.charged_syncs) as u64, 0);
@@ -528,6 +559,13 @@ impl Taker for Offer<'_> {
         }
     }
 
+    #[cold]
+    fn too_long(&mut self, start: &[u8]) {
+        let too_long = &mut self.intake.too_long;
+        too_long.clear();
+        too_long.extend_from_slice(&start[..start.len().min(HEAD_BYTES_MAX + 1)]);
+    }
+
     #[inline]
     fn take(&mut self, cut: Cut<'_>, seen: Seen) -> Taken {
         match (seen, cut) {
@@ -537,9 +575,12 @@ impl Taker for Offer<'_> {
             (Seen::Control, Cut::Line(line)) => {
                 self.intake.control(self.key, self.peer, &line[1..line.len() - 1])
             }
-            (Seen::Reject(reason), _) => self.intake.reject(reason, self.peer),
-            (_, Cut::TooLong) => self.intake.reject(Reject::TooLong, self.peer),
-            (Seen::Named { .. }, _) => unreachable!("a look resolves every name"),
+            (Seen::Reject(reason), Cut::Line(line)) => self.intake.reject(reason, line, self.key, self.peer),
+            (_, Cut::TooLong) => {
+                let start = std::mem::take(&mut self.intake.too_long);
+                self.intake.reject(Reject::TooLong, &start, self.key, self.peer)
+            }
+            (Seen::Named { .. }, Cut::Line(_)) => unreachable!("a look resolves every name"),
         }
     }
 }
@@ -576,6 +617,10 @@ impl Handler for Intake {
             self.counters().refused.add(1);
             self.shared.places.leave(self.shard);
             self.actions.push(Action::Close(key));
+            if self.logged.refused.is_due(self.now) {
+                let most = self.shared.connections_max;
+                tracing::warn!("connections are closed at once: the most that may be open, {most}, are");
+            }
             return;
         }
         self.shared.connections.fetch_add(1, Relaxed);
@@ -645,9 +690,7 @@ impl Handler for Intake {
     }
 
     fn accept_failed(&mut self, error: &io::Error) {
-        let due = self.accept_failed_at.is_none_or(|at| self.now - at >= LOG_INTERVAL);
-        if due {
-            self.accept_failed_at = Some(self.now);
+        if self.logged.accept_failed.is_due(self.now) {
             tracing::warn!(
                 "connections cannot be accepted, which is tried again ten times a second: {error}"
             );

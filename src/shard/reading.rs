@@ -93,6 +93,10 @@ impl Intake {
             return;
         }
         self.pressure.level = level;
+        let now = self.now();
+        if level > before && self.logged.partial.is_due(now) {
+            tracing::warn!("memory for half-received frames is spent: connections that hold much are paused");
+        }
         self.close_stalled_holder();
         let elected = if level == PartialPressure::None { None } else { self.elect() };
         let changed = elected != self.pressure.elected || level != before;
@@ -128,6 +132,13 @@ impl Intake {
         if since.is_some_and(|since| self.now().saturating_duration_since(since) > HOLDER_STALL) {
             self.counters().stalled.add(1);
             self.close(key);
+            let now = self.now();
+            if self.logged.stalled.is_due(now) {
+                tracing::warn!(
+                    "a connection was closed that held half a frame and gave no byte for {} s, since memory is short",
+                    HOLDER_STALL.as_secs()
+                );
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use super::http::{Answer, request};
+use super::http::{Answer, request, request_with};
 use super::{Ended, Io, Metrics, PATIENCE, Process, assert_identity, wait_for};
 
 /// A running relay.
@@ -93,6 +93,11 @@ impl Relay {
 
     pub fn post(&self, path: &str, body: &str) -> Answer {
         request(self.admin, "POST", path, body).unwrap()
+    }
+
+    /// A post with a header of its own.
+    pub fn post_with(&self, path: &str, header: &str, body: &str) -> Answer {
+        request_with(self.admin, "POST", path, header, body).unwrap()
     }
 
     pub fn metrics(&self) -> Metrics {
