@@ -51,6 +51,8 @@ const DRAIN_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Calls that are chosen before there is a place for them, so that many small ones are prepared together: hashing
 /// sixteen bodies side by side takes a third of the time.
 const CALLS_AHEAD: usize = 16;
+/// All lanes are looked at for those that wait in vain at most this often.
+const HURRY_PAUSE: Duration = Duration::from_millis(100);
 /// A lane that keeps failing is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -189,6 +191,7 @@ pub struct Delivery {
     /// Calls that are under way, or chosen and waiting for their place.
     in_flight: usize,
     failing_in_flight: usize,
+    hurried_at: Option<Instant>,
     /// Calls that have been chosen and are to be made.
     starting: Vec<(Call, Started)>,
     /// Calls that wait for a place.
@@ -224,6 +227,7 @@ impl Delivery {
             lanes_free: Vec::new(),
             in_flight: 0,
             failing_in_flight: 0,
+            hurried_at: None,
             starting: Vec::new(),
             ready: VecDeque::new(),
             released: false,
@@ -519,13 +523,32 @@ impl Delivery {
         stream.label.leave(events, Place::InFlight);
         let (limits, fraction) = (self.limits_now(), self.jitter.f64());
         let policy = &mut self.lane(lane).policy;
-        let before = policy.state();
+        let (before, was_unreached) = (policy.state(), policy.is_unreached());
         policy.finished(verdict, started, now, &limits, fraction);
         let after = policy.state();
         self.report(lane, before, after, now);
+        if was_unreached && after == LaneState::Active {
+            self.hurry_others(now);
+        }
         self.offer(stream.id, now);
         if was_recalled {
             self.offer_recalled(now);
+        }
+    }
+
+    /// An endpoint answers again: lanes that wait because it did not are tried soon, each at a moment of its own.
+    /// Otherwise each would find out by itself, up to the longest wait later, with fresh events behind it.
+    fn hurry_others(&mut self, now: Instant) {
+        if self.hurried_at.is_some_and(|at| now - at < HURRY_PAUSE) {
+            return;
+        }
+        self.hurried_at = Some(now);
+        for (index, entry) in self.lanes.iter_mut().enumerate() {
+            let Some(entry) = entry else { continue };
+            if let Some(at) = entry.policy.hurry(now, &self.limits, self.jitter.f64()) {
+                entry.has_timer = true;
+                self.timers.push(Reverse((at, Timer::Lane(index))));
+            }
         }
     }
 

@@ -4,7 +4,8 @@
 //! Beside them stand flaws: mistakes that a test has its own thread make, to show that it would notice them.
 //!
 //! The variable `FAILPOINT=NAME:TIMES` lets the process die when it comes to that point for the so many-th time. It
-//! is no setting, so it does not begin with `STANDPIPE_`.
+//! is no setting, so it does not begin with `STANDPIPE_`. `MUTATION=skip-fsync` makes the spool a liar, for tests of
+//! the tests: whoever cannot find that out proves nothing about fsync.
 
 /// A point. Its name is what stands in the variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +132,19 @@ pub fn pass(point: Point) {
     }
 }
 
+/// Whether the spool is to say that it has synced when it has not.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn skips_fsync() -> bool {
+    false
+}
+
+/// Whether the spool is to say that it has synced when it has not.
+#[cfg(debug_assertions)]
+pub fn skips_fsync() -> bool {
+    *fate::SKIPS_FSYNC
+}
+
 #[cfg(debug_assertions)]
 mod fate {
     use std::sync::LazyLock;
@@ -142,6 +156,9 @@ mod fate {
 
     pub(super) static FATE: LazyLock<Option<(Point, AtomicI64)>> =
         LazyLock::new(|| parse(&std::env::var("FAILPOINT").ok()?));
+
+    pub(super) static SKIPS_FSYNC: LazyLock<bool> =
+        LazyLock::new(|| std::env::var("MUTATION").is_ok_and(|name| name == "skip-fsync"));
 
     pub(super) fn parse(text: &str) -> Option<(Point, AtomicI64)> {
         let (name, times) = text.split_once(':')?;

@@ -167,7 +167,7 @@ fn open_spool(shared: &Shared, driver: DriverKind, plan: &Plan) -> io::Result<Op
         limits: spool::Limits {
             bytes_max: config.spool_limit,
             free_floor: config.spool_free_floor,
-            batches_max: usize::try_from(plan.events / 8 / spool::BATCH_MEMORY_BYTES).unwrap_or(usize::MAX),
+            batches_max: usize::try_from(plan.events / 4 / spool::BATCH_MEMORY_BYTES).unwrap_or(usize::MAX),
             segment_bytes: SEGMENT_BYTES.min(config.spool_limit / 4),
             group_bytes: plan.spool_group,
             keep_sent,

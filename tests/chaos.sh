@@ -6,18 +6,21 @@
 #   tests/chaos.sh                  10 kills in each round
 #   tests/chaos.sh --kills 200      more
 #   tests/chaos.sh --seed 7
+#   tests/chaos.sh --sweep          every named point in every phase, with a spool for what memory has no room for, too
 #
 # Other flags go to `loadgen chaos` as they are. Exit codes: 0 all accounted for, 1 not, 77 could not run here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 kills=10
+sweep=
 seed=$((RANDOM * 32768 + RANDOM))
 more=()
 while [[ $# -gt 0 ]]; do
     case $1 in
         --kills) kills=$2 && shift 2 ;;
         --seed) seed=$2 && shift 2 ;;
+        --sweep) sweep=yes && shift ;;
         *) more+=("$1") && shift ;;
     esac
 done
@@ -65,12 +68,14 @@ if [[ -z $clock && $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
     clock=$(compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' || true)
 fi
 
+# With both, its spool is written by io_uring and by plain calls.
+readonly DRIVERS=(uring epoll)
 readonly POINTS=seal,call.before,call.after,settle,answer
 readonly DISK_POINTS=append.before,append.after,fsync.before,fsync.after,remove.before,remove.after
 chaos "without a spool" --mode off --points "$POINTS"
 chaos "in a hostile crowd" --mode off --slow-loris 1000 --flood 200 --kills 3
 if [[ -n $clock ]]; then
-    chaos "with a clock that jumps" --mode off --faketime "$clock" --kills 5
+    chaos "with a clock that jumps" --mode off --faketime "$clock" --kills 5 --slow-loris 200 --flood 100
 else
     echo "*** NO CLOCK JUMPS HERE: libfaketime is missing ***" >&2
 fi
@@ -80,13 +85,28 @@ fi
 if has --spool-mode; then
     for mode in overflow always; do
         chaos "spool: $mode" --mode $mode "${faultfs[@]}" --points "$POINTS,$DISK_POINTS"
-        chaos "spool: $mode, deleted at each kill" --mode $mode --delete-spool
+        chaos "kinesis-adapter: an instance is terminated with records waiting, spool: $mode" --mode $mode \
+            --claim instance-terminated
     done
+    chaos "FirehoseSender: no data is lost for problems of the connection" --mode overflow --kills 5 \
+        --sync-at delivered --claim connection-problems
+    if [[ $(id -u) == 0 ]]; then
+        chaos "a spool on a disk that is soon full" --mode always --kills 3 --sync-at stored --small-disk 16MiB
+    fi
     if [[ ${#faultfs[@]} != 0 ]]; then
-        found_out "a spool on a disk that says it has synced and has not" --mode always --sync-at stored \
-            "${faultfs[@]}" --faultfs-line lie
+        chaos "a spool on a disk that fails and works again" --mode always --kills 7 --sync-at stored \
+            "${faultfs[@]}" --disk-troubles --clients 1 --size 57-300
+        for driver in "${DRIVERS[@]}"; do
+            MUTATION=skip-fsync found_out "a spool that skips its fsync, $driver" --mode always \
+                --sync-at stored "${faultfs[@]}" -- --io "$driver"
+        done
     fi
 fi
+chaos "every point in every phase: off" --mode off --points "$POINTS" --sweep
+for mode in always ${sweep:+overflow}; do
+    chaos "every point in every phase: $mode" --mode "$mode" --sync-at delivered "${faultfs[@]}" \
+        --points "$POINTS,$DISK_POINTS" --sweep
+done
 if [[ ${#faultfs[@]} != 0 ]]; then
     chaos "into a folder on a disk that forgets" --mode off --destination directory "${faultfs[@]}"
     chaos "into a folder on a slow disk that forgets" --mode off --destination directory "${faultfs[@]}" \

@@ -21,5 +21,6 @@ mod suite {
     mod seccomp;
     mod send;
     mod spool;
+    mod stored;
     mod sync;
 }

@@ -13,7 +13,9 @@ mod faultfs;
 mod loris;
 mod round;
 mod schedule;
+mod sender;
 mod station;
+mod wire;
 mod world;
 
 use std::path::PathBuf;
@@ -23,7 +25,7 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 
 use crate::report::grouped;
-use crate::units::{Sizes, parse_duration};
+use crate::units::{Sizes, parse_duration, parse_number};
 use round::{Ended, Round};
 
 /// What a relay does with its spool.
@@ -61,6 +63,16 @@ pub enum Destination {
     Null,
 }
 
+/// What the relay's predecessors promised, or could not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Claim {
+    /// FirehoseSender: "no data loss caused by connection problems".
+    ConnectionProblems,
+    /// kinesis-adapter: "do not terminate an instance with records waiting". Here it may be done: instances are killed
+    /// and their disks go with them, while clients and `standpipe send` hold what is not synced.
+    InstanceTerminated,
+}
+
 /// The options of `chaos`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -86,6 +98,24 @@ pub struct Options {
     /// What the file system is told when it is mounted, such as `delay fsync 50ms`; may be repeated.
     #[arg(long, value_name = "LINE", requires = "faultfs")]
     pub faultfs_line: Vec<String>,
+    /// Mounts a file system in memory of this size for the spool, which it fills: the disk is really full.
+    #[arg(long, value_name = "BYTES", conflicts_with = "faultfs", value_parser = parse_number)]
+    pub small_disk: Option<u64>,
+    /// In each life the disk fails in another way, and works again at half-time: needs --faultfs.
+    #[arg(long, requires = "faultfs")]
+    pub disk_troubles: bool,
+    /// The connections to the sink are cut, refused, silent or half-open for seconds, in turn; nobody is killed.
+    #[arg(long)]
+    pub wire_troubles: bool,
+    /// Instead of what is drawn: every point in every phase, each of which must be reached.
+    #[arg(long, requires = "points")]
+    pub sweep: bool,
+    /// Processes of `standpipe send` beside the clients.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub senders: u32,
+    /// A claim of one of the predecessors, which sets the options above.
+    #[arg(long, value_name = "NAME")]
+    pub claim: Option<Claim>,
     /// Where the last relay delivers to.
     #[arg(long, value_name = "KIND", default_value = "firehose")]
     pub destination: Destination,
@@ -130,6 +160,7 @@ pub struct Options {
 ///
 /// A sentence if a round could not be run.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
+    let options = &options.clone().claimed();
     let first = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let mut ended = Vec::new();
     for (seed, (mode, sync_at)) in (first..).zip(rounds(options)?) {
@@ -140,6 +171,21 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     }
     eprintln!("{}", table(&ended));
     Ok(ended.iter().all(|round| round.wrong.is_empty()))
+}
+
+impl Options {
+    /// With what a claim needs.
+    fn claimed(mut self) -> Self {
+        match self.claim {
+            None => {}
+            Some(Claim::ConnectionProblems) => self.wire_troubles = true,
+            Some(Claim::InstanceTerminated) => {
+                self.delete_spool = true;
+                self.senders = self.senders.max(2);
+            }
+        }
+        self
+    }
 }
 
 fn rounds(options: &Options) -> anyhow::Result<Vec<(Mode, SyncAt)>> {
@@ -177,6 +223,8 @@ fn table(rounds: &[Ended]) -> Table {
         "duplicates",
         "bound",
         "recovered",
+        "disk failed",
+        "healed",
         "wrong",
     ];
     table.set_header(heads);
@@ -195,6 +243,8 @@ fn table(rounds: &[Ended]) -> Table {
             grouped(round.duplicates),
             grouped(round.bound),
             grouped(counted.recovered),
+            counted.failing.to_string(),
+            counted.healed.to_string(),
             round.wrong.len().to_string(),
         ]);
     }

@@ -11,15 +11,21 @@
 //! - [`report`], [`progress`]: tables and a bar for people.
 //! - [`run`]: sink, relay and sender together, verified.
 //! - [`chaos`]: relays killed again and again, and what clients were promised held against the books.
+//! - [`outage`]: an endpoint that is gone for a while, the backlog of it, and fresh events beside that.
+//! - [`backlog`]: a start with a full spool.
+//! - [`durability`]: what it costs to have everything on disk first, beside what the disk can do.
 //! - [`profile`]: named runs, compared and reported.
 //! - [`floor`]: the least that the same work costs.
 //! - [`units`]: how numbers are written.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
+pub mod backlog;
 pub mod chaos;
+pub mod durability;
 pub mod event;
 pub mod floor;
+pub mod outage;
 pub mod profile;
 pub mod progress;
 pub mod report;

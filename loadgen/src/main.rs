@@ -12,7 +12,7 @@ use loadgen::progress::Follower;
 use loadgen::send::{Load, Plan, Progress, Target, send};
 use loadgen::sink::{Settings, Sink};
 use loadgen::units::parse_duration;
-use loadgen::{chaos, floor, report, run, write_json};
+use loadgen::{backlog, chaos, durability, floor, outage, report, run, write_json};
 
 #[derive(Parser)]
 #[command(
@@ -37,6 +37,16 @@ enum Command {
     /// Kills relays again and again, under load, and accounts for every event that a client was promised.
     #[command(args_override_self = true)]
     Chaos(Box<chaos::Options>),
+    /// Takes the endpoint away for a while under a steady load: what is lost, how long the backlog takes, and how late
+    /// fresh events are beside it.
+    #[command(args_override_self = true)]
+    Outage(Box<outage::Options>),
+    /// Fills a spool and starts the relay again: how long until it accepts, and whether all of it arrives.
+    #[command(args_override_self = true)]
+    Backlog(Box<backlog::Options>),
+    /// Compares a relay that writes everything to disk with one that writes nothing, and with what the disk can do.
+    #[command(args_override_self = true)]
+    Durability(Box<durability::Options>),
     /// A bare receiver, started by `run --floor`.
     #[command(hide = true, subcommand)]
     Floor(Floor),
@@ -106,6 +116,9 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run_run(*arguments),
         Command::Chaos(options) => chaos::run(&options),
         Command::Floor(Floor::Receive { pause, loops }) => floor::receive::serve(pause, loops).map(|()| true),
+        Command::Outage(options) => outage::run_outage(&options),
+        Command::Backlog(options) => backlog::run_backlog(&options),
+        Command::Durability(options) => durability::run_durability(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

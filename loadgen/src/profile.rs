@@ -97,17 +97,20 @@ fn plan_step(profile: &Profile, step: &Step, typed: &[String], cpus: usize) -> a
     let mut words: Vec<&str> = own.chain(flags.iter().map(String::as_str)).collect();
     words.push("--");
     words.extend(relay.iter().map(String::as_str));
-    let parsed = Words::try_parse_from(std::iter::once("run").chain(words.iter().copied()))?;
+    let options = options_of(words.iter().copied())?;
     let given = |flag: &str| flags.iter().any(|word| word == flag || word.starts_with(&format!("{flag}=")));
     // A rate that the user asks for is the rate.
     let offered = if given("--rate") { Offered::AsGiven } else { step.offered };
-    Ok(Planned {
-        name: step.name,
-        words: words.join(" "),
-        options: parsed.options,
-        offered,
-        cpu_limited: step.cpu_limited,
-    })
+    Ok(Planned { name: step.name, words: words.join(" "), options, offered, cpu_limited: step.cpu_limited })
+}
+
+/// The options of one run, from flags as they would be typed.
+///
+/// # Errors
+///
+/// A sentence if the words are no flags of `run`.
+pub fn options_of<'a>(words: impl Iterator<Item = &'a str>) -> anyhow::Result<Options> {
+    Ok(Words::try_parse_from(std::iter::once("run").chain(words))?.options)
 }
 
 /// Flags of [`Own`]: they are of the profile, not of one of its runs.

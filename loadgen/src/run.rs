@@ -254,6 +254,7 @@ fn load_and_stop(
         samples: seen.samples,
         latency_curve: sink.map_or_else(Vec::new, |sink| sink.with_ledger(|ledger| ledger.latency_curve())),
         ledger: judged.totals,
+        timeline: sink.and_then(|sink| sink.with_ledger(|ledger| ledger.timeline().cloned())),
     })
 }
 

@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod protocol;
 pub mod sequences;
 pub mod signature;
+pub mod timeline;
 pub mod totals;
 
 use std::collections::HashMap;
@@ -47,6 +48,9 @@ pub struct Settings {
     /// The stream in the frame, where the delivery stream is named otherwise; may be repeated.
     #[arg(long, value_name = "DELIVERY_STREAM=STREAM", value_parser = parse_map)]
     pub map: Vec<(String, String)>,
+    /// Keep latencies by the tenth of a second in which events were planned, for `outage`.
+    #[arg(long, hide = true)]
+    pub timeline: bool,
     /// What it does wrong.
     #[command(flatten)]
     pub faults: Faults,
@@ -141,12 +145,16 @@ impl Sink {
         let address = listener.local_addr().context("the listener has no address")?;
         let secret = settings.verified_with()?;
         let names = settings.map.into_iter().collect();
+        let mut ledger = Ledger::new(settings.check, seed, names);
+        if settings.timeline {
+            ledger.keep_timeline();
+        }
         let state = Arc::new(State {
             seed,
             check: settings.check,
             secret,
             active: Mutex::new(Active { faults: Arc::new(settings.faults), since: Instant::now() }),
-            ledger: Mutex::new(Ledger::new(settings.check, seed, names)),
+            ledger: Mutex::new(ledger),
             quotas: Mutex::default(),
             buffers: Mutex::default(),
             faults_changed: Notify::new(),

@@ -23,8 +23,11 @@ pub enum Verdict {
     Progress,
     /// Something was accepted, and the rest was throttled.
     ProgressThrottled,
-    /// Nothing was accepted, or it is not known: wait, longer each time.
+    /// Nothing was accepted: wait, longer each time.
     Failed,
+    /// The same, or it is not known, for a reason that lies with the endpoint or the way there and says nothing of
+    /// this delivery stream: once another is answered there, this one need not wait any longer.
+    Unreached,
     /// The delivery stream refuses calls for good: only probe it.
     Parked,
     /// The call was refused for its content, which says nothing of the lane.
@@ -62,6 +65,8 @@ pub struct Lane {
     failed_at: Option<Instant>,
     resume_at: Option<Instant>,
     parked: bool,
+    /// Whether the last failure was of the endpoint.
+    is_unreached: bool,
     accepted_at: Option<Instant>,
 }
 
@@ -97,10 +102,15 @@ impl Lane {
                 self.recover(now);
                 self.fail(now, limits, fraction);
             }
-            Verdict::Failed if self.failed_at.is_some_and(|at| started < at) => (),
+            Verdict::Failed | Verdict::Unreached if self.failed_at.is_some_and(|at| started < at) => (),
             Verdict::Failed => self.fail(now, limits, fraction),
+            Verdict::Unreached => {
+                self.fail(now, limits, fraction);
+                self.is_unreached = true;
+            }
             Verdict::Parked => {
                 self.parked = true;
+                self.is_unreached = false;
                 self.resume_at = Some(now + limits.park_probe);
             }
             Verdict::Neutral => (),
@@ -111,6 +121,19 @@ impl Lane {
     pub fn cut_wait_short(&mut self) {
         self.resume_at = None;
         self.streak = self.streak.min(1);
+    }
+
+    /// Whether the last calls failed, and not for this delivery stream's sake.
+    pub fn is_unreached(&self) -> bool {
+        self.is_unreached
+    }
+
+    /// Another delivery stream was answered where this one was not: the wait ends as if this were its first. When, if
+    /// that is sooner.
+    pub fn hurry(&mut self, now: Instant, limits: &LaneLimits, fraction: f64) -> Option<Instant> {
+        let soon = now + limits.backoff.delay(1, fraction);
+        let is_sooner = self.is_unreached && self.resume_at.is_some_and(|at| at > soon);
+        is_sooner.then(|| *self.resume_at.insert(soon))
     }
 
     /// Whether the last calls failed.
@@ -139,6 +162,7 @@ impl Lane {
 
     fn recover(&mut self, now: Instant) {
         self.parked = false;
+        self.is_unreached = false;
         self.streak = 0;
         self.resume_at = None;
         self.accepted_at = Some(now);
@@ -146,6 +170,7 @@ impl Lane {
 
     fn fail(&mut self, now: Instant, limits: &LaneLimits, fraction: f64) {
         self.streak = self.streak.saturating_add(1);
+        self.is_unreached = false;
         self.failed_at = Some(now);
         // A parked lane keeps its slow pace until something is accepted.
         let wait = limits.backoff.delay(self.streak, fraction);
@@ -197,6 +222,23 @@ mod tests {
             finish(&mut lane, Verdict::Failed, t0, t0 + Duration::from_millis(call));
         }
         assert_eq!(lane.streak, 1);
+    }
+
+    #[test]
+    fn what_failed_for_the_endpoint_is_tried_soon_once_another_is_answered() {
+        let t0 = Instant::now();
+        let mut lane = Lane::default();
+        for verdict in [Verdict::Unreached; 9] {
+            lane.started();
+            finish(&mut lane, verdict, t0, t0);
+        }
+        assert!(lane.is_unreached() && lane.readiness(t0 + LIMITS.backoff.base, &LIMITS) != Readiness::Now);
+        let soon = t0 + LIMITS.backoff.base;
+        assert_eq!(lane.hurry(t0, &LIMITS, 1.0), Some(soon));
+        assert_eq!((lane.readiness(t0, &LIMITS), lane.hurry(t0, &LIMITS, 1.0)), (Readiness::At(soon), None));
+        lane.started();
+        finish(&mut lane, Verdict::Failed, soon, soon);
+        assert_eq!(lane.hurry(soon, &LIMITS, 1.0), None, "now it failed for its own sake");
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Delivery {
                 self.blame(lane, metrics::Outcome::Unknown, message, now);
                 piece.is_unknown = true;
                 self.requeue(piece, now);
-                Verdict::Failed
+                Verdict::Unreached
             }
             Outcome::Refused { kind, message } => {
                 let outcome = counted_as(kind);
@@ -99,9 +99,13 @@ impl Delivery {
 
     fn judge_refusal(&mut self, lane: usize, mut piece: Piece, kind: Refusal, now: Instant) -> Verdict {
         match kind {
-            Refusal::Throttled | Refusal::Transient | Refusal::Credentials | Refusal::Key => {
+            Refusal::Throttled | Refusal::Credentials | Refusal::Key => {
                 self.requeue(piece, now);
                 Verdict::Failed
+            }
+            Refusal::Transient => {
+                self.requeue(piece, now);
+                Verdict::Unreached
             }
             Refusal::Permanent => {
                 self.requeue(piece, now);

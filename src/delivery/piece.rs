@@ -26,13 +26,15 @@ pub struct Loose {
     charge: Charge,
     /// When it is packed at the latest: other shards' pieces may come until then.
     pub due: Instant,
+    /// Its place in the order in which its stream's queue was given batches.
+    pub turn: u64,
 }
 
 impl Loose {
     /// All of a batch.
     pub fn new(ticket: Arc<Ticket>, lines: impl Into<Bytes>, charge: Charge, due: Instant) -> Self {
         let events_left = ticket.events;
-        Self { ticket, lines: lines.into(), offset: 0, events_left, charge, due }
+        Self { ticket, lines: lines.into(), offset: 0, events_left, charge, due, turn: 0 }
     }
 
     /// Raw bytes not packed yet.
@@ -108,6 +110,9 @@ pub struct Piece {
     pub is_recalled: bool,
     /// When a call that held its records was first refused for its content.
     pub refused_since: Option<Instant>,
+    /// The turn of the first batch in it (see [`Loose::turn`]): whatever fails goes back to its place by that, for
+    /// what is written to the spool together is read back as records of its own.
+    pub turn: u64,
 }
 
 impl Piece {
@@ -129,6 +134,7 @@ impl Piece {
             is_doubtful: false,
             is_recalled: false,
             refused_since: None,
+            turn: 0,
         }
     }
 
@@ -290,6 +296,7 @@ impl Piece {
             is_doubtful: self.is_doubtful,
             is_recalled: self.is_recalled,
             refused_since: self.refused_since,
+            turn: self.turn,
             ..piece
         }
     }
@@ -361,6 +368,7 @@ fn join(group: &[Piece], memory: &Arc<Memory>) -> Piece {
         is_unknown: first.is_unknown,
         is_doubtful: first.is_doubtful,
         is_recalled: first.is_recalled,
+        turn: first.turn,
         ..piece
     }
 }
@@ -396,7 +404,7 @@ pub fn pack(
 
 fn pack_records(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory>) -> Option<Piece> {
     let stream = Arc::clone(&loose.front()?.ticket.stream);
-    let oldest = loose.front()?.oldest();
+    let (oldest, turn) = (loose.front()?.oldest(), loose.front()?.turn);
     let mut encoder = Encoder::new(stream.packing, CALL_BYTES_MAX);
     encoder
         .reserve(encode::body_bytes_max(loose.iter().map(Loose::bytes).sum::<usize>().min(CALL_BYTES_MAX)));
@@ -418,7 +426,7 @@ fn pack_records(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memo
     let (json, records) = encoder.finish();
     let charge = Charge::forced(memory, &stream.account, json.capacity() as u64);
     let origin = origin_of(&records, parts);
-    Some(Piece::new(Bytes::from(json), records, origin, charge, oldest))
+    Some(Piece { turn, ..Piece::new(Bytes::from(json), records, origin, charge, oldest) })
 }
 
 /// Lines need no packing but to be put behind each other; one batch alone is not even copied.
@@ -429,7 +437,7 @@ fn pack_lines(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory
         bytes += next.bytes();
         group.push(next);
     }
-    let oldest = group[0].oldest();
+    let (oldest, turn) = (group[0].oldest(), group[0].turn);
     let parts: Vec<_> = group.iter().map(Loose::shares).collect();
     let events = parts.iter().map(|(_, events)| events).sum::<u64>();
     let (lines, charge) = put_together(group, bytes, memory);
@@ -437,7 +445,7 @@ fn pack_lines(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory
     let events = u32::try_from(events).expect("a call has fewer events than bytes");
     let records = vec![Record { start: 0, end: length, bytes: length, events }];
     let origin = origin_of(&records, parts);
-    Some(Piece::new(lines, records, origin, charge, oldest))
+    Some(Piece { turn, ..Piece::new(lines, records, origin, charge, oldest) })
 }
 
 /// The lines of a group behind each other, and what they are charged.

@@ -115,6 +115,7 @@ pub struct StreamQueue {
     recalled_next: bool,
     loose: VecDeque<Loose>,
     loose_bytes: usize,
+    next_turn: u64,
 }
 
 impl StreamQueue {
@@ -130,30 +131,43 @@ impl StreamQueue {
             recalled_next: false,
             loose: VecDeque::new(),
             loose_bytes: 0,
+            next_turn: 0,
         }
     }
 
     /// Adds a batch behind the others.
     pub fn push(&mut self, item: Item) {
+        let turn = self.next_turn;
+        self.next_turn += 1;
         match item {
-            Item::Piece(piece) => self.pieces.push_back(piece),
-            Item::Loose(loose) => {
+            Item::Piece(mut piece) => {
+                piece.turn = turn;
+                self.pieces.push_back(piece);
+            }
+            Item::Loose(mut loose) => {
+                loose.turn = turn;
                 self.loose_bytes += loose.bytes();
                 self.loose.push_back(loose);
             }
         }
     }
 
-    /// Puts a piece that failed before the others, unless it is a suspect alone: that one lets others go first,
-    /// so that they can show whether the lane or the record is to blame.
+    /// Puts a piece that failed back to its place, unless it is a suspect alone: that one lets others go first, so
+    /// that they can show whether the lane or the record is to blame.
     pub fn push_retry(&mut self, piece: Piece) {
         if piece.is_recalled {
             self.recalled.push_front(piece);
         } else if piece.refused_since.is_some() && piece.records().len() == 1 {
             self.pieces.push_back(piece);
         } else {
-            self.pieces.push_front(piece);
+            self.insert(piece);
         }
+    }
+
+    /// Before whatever came later. Calls that were under way together fail in any order.
+    fn insert(&mut self, piece: Piece) {
+        let place = self.pieces.partition_point(|other| other.turn < piece.turn);
+        self.pieces.insert(place, piece);
     }
 
     /// Adds what was read back from disk.
@@ -166,14 +180,15 @@ impl StreamQueue {
         !self.recalled.is_empty()
     }
 
-    /// Puts lines back before the others.
+    /// Puts back what was taken out, to its place.
     pub fn put_back(&mut self, item: Item) {
         match item {
             Item::Piece(piece) if piece.is_recalled => self.recalled.push_front(piece),
-            Item::Piece(piece) => self.pieces.push_front(piece),
+            Item::Piece(piece) => self.insert(piece),
             Item::Loose(loose) => {
                 self.loose_bytes += loose.bytes();
-                self.loose.push_front(loose);
+                let place = self.loose.partition_point(|other| other.turn < loose.turn);
+                self.loose.insert(place, loose);
             }
         }
     }
@@ -181,7 +196,7 @@ impl StreamQueue {
     /// Whether the oldest that was not read back from disk is packed.
     fn is_piece_first(&self) -> bool {
         match (self.pieces.front(), self.loose.front()) {
-            (Some(piece), Some(loose)) => piece.oldest() <= loose.oldest(),
+            (Some(piece), Some(loose)) => piece.turn <= loose.turn,
             (piece, _) => piece.is_some(),
         }
     }
@@ -229,9 +244,9 @@ impl StreamQueue {
             return piece::merge(&mut self.recalled, encoding, memory);
         }
         if self.is_piece_first() {
-            return piece::merge(&mut self.pieces, encoding, memory);
+            return self.merge(encoding, memory);
         }
-        let piece = piece::pack(&mut self.loose, encoding, memory)?;
+        let piece = self.pack(encoding, memory)?;
         self.loose_bytes -= piece.bytes();
         Some(piece)
     }
@@ -261,6 +276,24 @@ impl StreamQueue {
         let piece = piece::pack(&mut alone, encoding, memory);
         // One call may not take all of it.
         alone.into_iter().for_each(|rest| self.put_back(Item::Loose(rest)));
+        piece
+    }
+
+    /// Puts packed batches together, but none that came behind lines that are loose still.
+    fn merge(&mut self, encoding: Encoding, memory: &Arc<Memory>) -> Option<Piece> {
+        let end = self.loose.front().map_or(u64::MAX, |loose| loose.turn);
+        let mut behind = self.pieces.split_off(self.pieces.partition_point(|piece| piece.turn <= end));
+        let piece = piece::merge(&mut self.pieces, encoding, memory);
+        self.pieces.append(&mut behind);
+        piece
+    }
+
+    /// Packs loose lines, but none that came behind a batch that is packed already.
+    fn pack(&mut self, encoding: Encoding, memory: &Arc<Memory>) -> Option<Piece> {
+        let end = self.pieces.front().map_or(u64::MAX, |piece| piece.turn);
+        let mut behind = self.loose.split_off(self.loose.partition_point(|loose| loose.turn < end));
+        let piece = piece::pack(&mut self.loose, encoding, memory);
+        self.loose.append(&mut behind);
         piece
     }
 

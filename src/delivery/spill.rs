@@ -37,6 +37,8 @@ pub(super) use self::write::{wrap, write_through};
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// The same, where nothing is on disk.
 const LOOK_IDLE: Duration = Duration::from_secs(1);
+/// How soon more may be read back once a call with what was read back has ended.
+const RECALL_EVERY: Duration = Duration::from_millis(1);
 
 /// One batch that is on disk or on its way to it.
 #[derive(Debug)]
@@ -79,6 +81,9 @@ pub(super) struct Spill {
     pub(super) epoch: (Instant, u64),
     paused_until: Option<Instant>,
     look_at: Option<Instant>,
+    /// When something was last looked for to read back, and whether there is room for more since.
+    recalled_at: Option<Instant>,
+    has_room: bool,
     leaving: Option<Leaving>,
 }
 
@@ -117,6 +122,8 @@ impl Spill {
             epoch: (Instant::now(), u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
             paused_until: None,
             look_at: None,
+            recalled_at: None,
+            has_room: false,
             leaving: None,
         }
     }
@@ -271,6 +278,9 @@ impl Delivery {
             return self.leave_further(now);
         }
         if spill.look_at.is_some_and(|at| at > now) {
+            if spill.may_recall(now) {
+                self.recall(now);
+            }
             return;
         }
         spill.look_at = Some(now + LOOK_EVERY);
@@ -278,7 +288,7 @@ impl Delivery {
         if spill.paused_until.is_none_or(|until| now >= until) {
             self.spill_over();
         }
-        self.recall();
+        self.recall(now);
     }
 }
 

@@ -93,6 +93,7 @@ impl Handle {
 
     async fn sync(&self) -> io::Result<()> {
         match self {
+            _ if failpoint::skips_fsync() => Ok(()),
             Handle::Uring(file) => file.sync_data().await,
             Handle::Plain(file) => file.sync_data(),
         }

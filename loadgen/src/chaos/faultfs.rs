@@ -1,8 +1,8 @@
-//! The file system that forgets, as a process beside (tests/faultfs): mounted where the relay writes, and told by
-//! lines what to do.
+//! File systems to go wrong on, mounted where the relay writes: the one that forgets, as a process beside
+//! (tests/faultfs) that is told by lines what to do, and one that is small.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::Context;
@@ -61,5 +61,38 @@ impl Drop for FaultFs {
         self.input.take();
         // What it had to say of a failed unmount is on standard error.
         let _ = self.child.wait();
+    }
+}
+
+/// A file system in memory that is soon full. Dropping it unmounts it.
+#[derive(Debug)]
+pub struct SmallDisk {
+    folder: PathBuf,
+}
+
+impl SmallDisk {
+    /// Mounts one of so many bytes on an empty folder.
+    ///
+    /// # Errors
+    ///
+    /// A sentence if it cannot be mounted: it needs root.
+    pub fn mount(bytes: u64, folder: &Path) -> anyhow::Result<Self> {
+        let options = format!("size={bytes}");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(folder).status();
+        let is_mounted = mounted.context("there is no `mount`")?.success();
+        anyhow::ensure!(
+            is_mounted,
+            "a small disk could not be mounted on {}: that needs root",
+            folder.display()
+        );
+        Ok(Self { folder: folder.to_owned() })
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // What it had to say is on standard error.
+        let _ = Command::new("umount").arg(&self.folder).status();
     }
 }

@@ -1,5 +1,6 @@
 //! One round: a mode and a meaning of `!synced`, a number of kills, and the judgement at the end.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,10 +8,12 @@ use std::time::Instant;
 use anyhow::Context;
 
 use super::client::{Client, Told};
-use super::faultfs::FaultFs;
+use super::faultfs::{FaultFs, SmallDisk};
 use super::loris::Loris;
-use super::schedule::{Phase, Weather, lives};
+use super::schedule::{Life, Menu, Phase, Way, Weather, lives, sweep};
+use super::sender::Sender;
 use super::station::{Clock, Counted, Disk, Station};
+use super::wire::Wire;
 use super::world::World;
 use super::{Destination, Mode, Options, SyncAt};
 use crate::event::Builder;
@@ -70,8 +73,10 @@ impl Round<'_> {
         let scratch =
             tempfile::Builder::new().prefix("chaos-").tempdir().context("no temporary directory")?;
         let sink = Arc::new(self.sink()?);
-        let mut stations = self.stations(scratch.path(), &sink)?;
-        let lives = lives(self.seed, self.options.kills, &self.options.points, stations.len());
+        let wire = self.options.wire_troubles.then(|| Wire::start(sink.address())).transpose()?;
+        let endpoint = wire.as_ref().map_or(sink.address(), Wire::address);
+        let mut stations = self.stations(scratch.path(), endpoint)?;
+        let lives = self.lives(stations.len());
         let longest: std::time::Duration = lives.iter().map(|life| life.lasts + life.drains).sum();
         // Starting again takes longer than living, on a machine with much else to do.
         let deadline = Instant::now() + longest * 2 + self.options.settle * 2;
@@ -88,10 +93,15 @@ impl Round<'_> {
                 .map(|number| Client::new(&world, number, &builder, self.seed))
                 .map(|client| scope.spawn(|| client.run()))
                 .collect();
-            let killed = self.kill(&mut stations, &lives, &world, &sink);
+            let senders: Vec<_> = self
+                .senders(&world, &builder)?
+                .into_iter()
+                .map(|sender| scope.spawn(|| sender.run()))
+                .collect();
+            let killed = self.kill(&mut stations, &lives, &world, &sink, wire.as_ref());
             world.end();
-            let told: Vec<Told> =
-                clients.into_iter().map(|client| client.join().expect("a client does not panic")).collect();
+            let all = clients.into_iter().chain(senders);
+            let told: Vec<Told> = all.map(|client| client.join().expect("a client does not panic")).collect();
             killed.map(|()| (told, self.settle(&mut stations)))
         })?;
         match self.options.destination {
@@ -103,24 +113,50 @@ impl Round<'_> {
         }
     }
 
+    fn lives(&self, chain: usize) -> Vec<Life> {
+        let options = self.options;
+        match options.sweep {
+            true => sweep(self.seed, &options.points, self.mode == Mode::Overflow),
+            false => lives(
+                self.seed,
+                Menu {
+                    kills: options.kills,
+                    points: &options.points,
+                    chain,
+                    disk_troubles: options.disk_troubles,
+                    wire_troubles: options.wire_troubles,
+                    fills_disk: options.small_disk.is_some(),
+                },
+            ),
+        }
+    }
+
+    /// Their numbers follow those of the clients.
+    fn senders<'a>(&self, world: &'a World, builder: &'a Builder) -> anyhow::Result<Vec<Sender<'a>>> {
+        let program = relay_path(self.options.relay.as_deref())?;
+        let numbers = self.options.clients..self.options.clients + self.options.senders;
+        numbers.map(|number| Sender::start(&program, world, number, builder)).collect()
+    }
+
     fn sink(&self) -> anyhow::Result<Sink> {
         let settings = Settings {
             check: Check::Full,
             verify_signature: Some(false),
             secret: Some(SECRET.to_owned()),
             map: Vec::new(),
+            timeline: false,
             faults: Weather::Calm.faults(),
         };
         Sink::start(([127, 0, 0, 1], 0).into(), self.seed, settings, None)
     }
 
     /// The relays, the one that clients talk to first; the last delivers to the sink.
-    fn stations(&self, scratch: &Path, sink: &Sink) -> anyhow::Result<Vec<Station>> {
+    fn stations(&self, scratch: &Path, endpoint: SocketAddr) -> anyhow::Result<Vec<Station>> {
         let program = relay_path(self.options.relay.as_deref())?;
         let mut stations: Vec<Station> = Vec::new();
         for number in 0..usize::from(self.options.chain) {
             let destination = match stations.first() {
-                None => self.destination(scratch, sink),
+                None => self.destination(scratch, endpoint),
                 Some(next) => vec![format!("relay:{}", next.address())],
             };
             let mut arguments = vec!["--destination".to_owned()];
@@ -142,11 +178,11 @@ impl Round<'_> {
     }
 
     /// What follows `--destination` where events leave the last relay.
-    fn destination(&self, scratch: &Path, sink: &Sink) -> Vec<String> {
+    fn destination(&self, scratch: &Path, endpoint: SocketAddr) -> Vec<String> {
         match self.options.destination {
-            Destination::Firehose => ["firehose", "--endpoint-url", &format!("http://{}", sink.address())]
-                .map(str::to_owned)
-                .into(),
+            Destination::Firehose => {
+                ["firehose", "--endpoint-url", &format!("http://{endpoint}")].map(str::to_owned).into()
+            }
             Destination::Directory => vec![format!("directory:{}", data_folder(scratch).display())],
             Destination::Null => vec!["null".to_owned()],
         }
@@ -159,9 +195,11 @@ impl Round<'_> {
         if let Some(faultfs) = &mut faultfs {
             self.options.faultfs_line.iter().try_for_each(|line| faultfs.tell(line).map(drop))?;
         }
+        let small = self.options.small_disk.map(|bytes| SmallDisk::mount(bytes, folder)).transpose()?;
         Ok(Disk {
             folder: folder.to_owned(),
             faultfs,
+            _small: small,
             is_deleted: self.options.delete_spool,
             is_spool: self.options.destination != Destination::Directory,
         })
@@ -175,6 +213,7 @@ impl Round<'_> {
         };
         arguments.extend(["--spool".to_owned(), folder.display().to_string()]);
         arguments.extend(["--spool-mode".to_owned(), mode.to_owned()]);
+        arguments.extend(["--spool-free-floor".to_owned(), "0".to_owned()]);
         let sync_at = if self.sync_at == SyncAt::Stored { "stored" } else { "delivered" };
         arguments.extend(["--sync-at".to_owned(), sync_at.to_owned()]);
         self.mount(folder).map(Some)
@@ -183,9 +222,10 @@ impl Round<'_> {
     fn kill(
         &self,
         stations: &mut [Station],
-        lives: &[super::schedule::Life],
+        lives: &[Life],
         world: &World,
         sink: &Sink,
+        wire: Option<&Wire>,
     ) -> anyhow::Result<()> {
         let weather = |weather: Weather| sink.set_faults(weather.faults()).map_err(anyhow::Error::msg);
         let first = lives.first();
@@ -195,6 +235,9 @@ impl Round<'_> {
         for (number, life) in lives.iter().enumerate() {
             world.set_phase(life.phase);
             weather(life.weather)?;
+            if let Some(wire) = wire {
+                wire.set(life.way);
+            }
             stations[life.victim].live_and_die(life)?;
             // A named point is for the next life of the same relay; where another dies next, it is killed as it is.
             let next = lives.get(number + 1).filter(|next| next.victim == life.victim);
@@ -202,6 +245,9 @@ impl Round<'_> {
         }
         // A point that was met while starting leaves nobody there.
         weather(Weather::Calm)?;
+        if let Some(wire) = wire {
+            wire.set(Way::Good);
+        }
         world.set_phase(Phase::Burst);
         Ok(())
     }
@@ -219,6 +265,29 @@ impl Round<'_> {
             }
         }
         wrong
+    }
+
+    /// What was to happen and did not: a test in which it never does cannot fail.
+    fn unmet(&self, station: &Station, counted: Counted) -> Vec<String> {
+        let mut unmet = Vec::new();
+        if self.options.sweep {
+            let pairs = self.options.points.iter().flat_map(|point| Phase::ALL.map(|phase| (point, phase)));
+            let missed = pairs.filter(|(point, phase)| station.deaths(point, *phase) == 0);
+            unmet.extend(missed.map(|(point, phase)| format!("{point} was never reached in {phase:?}")));
+        }
+        if self.options.disk_troubles && (counted.failing == 0 || counted.healed == 0) {
+            let Counted { failing, healed, .. } = counted;
+            unmet.push(format!(
+                "the spool was said to fail in {failing} lives, and to work again in {healed}"
+            ));
+        }
+        if let Some(room) = self.options.small_disk.filter(|room| counted.fullest < room / 2) {
+            unmet.push(format!(
+                "the disk has room for {room} bytes, and no more than {} were in use",
+                counted.fullest
+            ));
+        }
+        unmet
     }
 
     fn judge(
@@ -244,6 +313,8 @@ impl Round<'_> {
         let counts = &totals.totals;
         let bound = resent + counted.possible + counted.in_flight;
         told.iter().for_each(|told| wrong.extend(told.wrong.iter().cloned()));
+        stations.iter().for_each(|station| wrong.extend_from_slice(station.wrong()));
+        wrong.extend(self.unmet(&stations[0], counted));
         let mut must = |holds: bool, otherwise: String| {
             if !holds {
                 wrong.push(otherwise);

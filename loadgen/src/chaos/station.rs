@@ -1,21 +1,26 @@
 //! A relay that is killed and started again in the same place: the same port, the same spool, another process. What
 //! one life counted of itself is noted before it ends.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use rustix::process::Signal;
 
-use super::faultfs::FaultFs;
-use super::schedule::{Death, Life, Phase};
+use super::faultfs::{FaultFs, SmallDisk};
+use super::schedule::{Death, Life, Phase, Trouble};
 use crate::run::metrics::Metrics;
 use crate::run::relay::Relay;
 use crate::run::{SECRET, shelter};
 
 /// How long a relay may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// A life began so many seconds, at most, before it was watched.
+const STARTED_EARLIER: u64 = 30;
 /// Between two looks at the metrics of a relay that is about to die.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 /// How much longer than its time a relay lives that was to come to a named point and does not.
@@ -36,6 +41,12 @@ pub struct Counted {
     pub killed: u64,
     /// Deaths at named points.
     pub at_points: u64,
+    /// Lives in which the spool was said to fail, and lives in which it worked again after that.
+    pub failing: u64,
+    /// See `failing`.
+    pub healed: u64,
+    /// The most bytes that were seen in the spool.
+    pub fullest: u64,
 }
 
 impl Counted {
@@ -47,6 +58,9 @@ impl Counted {
         self.dropped += other.dropped;
         self.killed += other.killed;
         self.at_points += other.at_points;
+        self.failing += other.failing;
+        self.healed += other.healed;
+        self.fullest = self.fullest.max(other.fullest);
     }
 
     fn of(metrics: &Metrics) -> Self {
@@ -57,8 +71,8 @@ impl Counted {
             in_flight: place("in_flight") + place("retry"),
             recovered: metrics.sum("standpipe_events_recovered_total"),
             dropped: metrics.sum("standpipe_events_dropped_total"),
-            killed: 0,
-            at_points: 0,
+            fullest: metrics.sum("standpipe_spool_bytes"),
+            ..Self::default()
         }
     }
 }
@@ -69,6 +83,8 @@ pub struct Disk {
     pub folder: PathBuf,
     /// What is mounted there, if it is to forget.
     pub faultfs: Option<FaultFs>,
+    /// What is mounted there, if it is to be full.
+    pub _small: Option<SmallDisk>,
     /// Whether the folder is emptied at each death.
     pub is_deleted: bool,
     /// Whether it is a spool: a folder for each relay, in which some of what was not synced may survive a cut.
@@ -104,6 +120,12 @@ pub struct Station {
     clock: Option<Clock>,
     relay: Option<Relay>,
     counted: Counted,
+    /// Deaths by point and phase.
+    deaths: BTreeMap<(String, Phase), u64>,
+    /// What must not be, in sentences.
+    wrong: Vec<String>,
+    /// Whether its disk was told to do wrong.
+    is_troubled: bool,
 }
 
 impl Station {
@@ -133,6 +155,9 @@ impl Station {
             clock,
             relay: None,
             counted: Counted::default(),
+            deaths: BTreeMap::new(),
+            wrong: Vec::new(),
+            is_troubled: false,
         })
     }
 
@@ -146,12 +171,25 @@ impl Station {
         self.counted
     }
 
+    /// How often it died at a point in a phase.
+    pub fn deaths(&self, point: &str, phase: Phase) -> u64 {
+        self.deaths.get(&(point.to_owned(), phase)).copied().unwrap_or(0)
+    }
+
+    /// What was wrong with its lives.
+    pub fn wrong(&self) -> &[String] {
+        &self.wrong
+    }
+
     /// Starts it, to die as it is told if that is at a named point.
     ///
     /// # Errors
     ///
     /// A sentence if it does not start.
     pub fn start(&mut self, death: Option<&Death>) -> anyhow::Result<()> {
+        if self.relay.is_some() {
+            return Ok(());
+        }
         let mut command = Command::new(&self.program);
         command.args(["--listen", &self.listen.to_string(), "--admin", "127.0.0.1:0"]);
         command.args(&self.arguments).current_dir(&self.scratch);
@@ -175,46 +213,83 @@ impl Station {
     ///
     /// # Errors
     ///
-    /// A sentence if it cannot be killed, or the disk cannot be cut.
+    /// A sentence if it cannot be killed, or the disk cannot be told.
     pub fn live_and_die(&mut self, life: &Life) -> anyhow::Result<()> {
-        let began = Instant::now();
         if let Some(clock) = &self.clock {
             clock.set(life.jump_seconds)?;
         }
-        let mut last = Counted::default();
-        let at_point = matches!(life.death, Death::Point(..));
-        let mut lasts = life.lasts + if at_point { POINT_PATIENCE } else { Duration::ZERO };
-        let mut told = life.phase != Phase::Drain;
-        let mut has_ended = self.relay.is_none();
+        self.trouble(life.trouble)?;
+        let mut watch = Watch::new(life);
         while let Some(relay) = self.relay.as_mut() {
-            if relay.ended()?.is_some() {
-                has_ended = true;
+            if let Some(status) = relay.ended()? {
+                watch.has_ended = true;
+                // A relay that was told to end may have done that, and have come to its point never.
+                watch.at_point &= status.signal() == Some(Signal::KILL.as_raw());
                 break;
             }
-            if began.elapsed() >= lasts && told {
+            if watch.is_over() {
                 break;
             }
-            if began.elapsed() >= life.lasts && !told {
-                told = true;
-                lasts = lasts.max(began.elapsed()) + life.drains;
+            if watch.is_to_be_told() {
                 relay.tell_to_stop()?;
             }
-            let left = lasts.saturating_sub(began.elapsed());
-            // Only what is seen last counts, and a look costs the relay time.
-            if at_point || left <= LOOK_PAUSE {
-                last = Metrics::scrape(relay.ready().admin).map_or(last, |metrics| Counted::of(&metrics));
+            if watch.is_half_over() {
+                if let Some(clock) = &self.clock {
+                    clock.set(-life.jump_seconds)?;
+                }
+                self.trouble(Trouble::None)?;
             }
-            std::thread::sleep(left.min(LOOK_PAUSE));
+            if let Some(relay) = &self.relay {
+                watch.look(relay);
+            }
+            std::thread::sleep(watch.left().min(LOOK_PAUSE));
         }
-        if let Some(relay) = self.relay.as_mut().filter(|_| !has_ended) {
-            last = Metrics::scrape(relay.ready().admin).map_or(last, |metrics| Counted::of(&metrics));
+        watch.has_ended |= self.relay.is_none();
+        self.end(life, watch)
+    }
+
+    fn end(&mut self, life: &Life, mut watch: Watch) -> anyhow::Result<()> {
+        if let Some(relay) = self.relay.as_mut().filter(|_| !watch.has_ended) {
+            watch.scrape(relay);
+            if life.death == Death::Never {
+                self.counted.add(Counted {
+                    possible: 0,
+                    recovered: 0,
+                    dropped: 0,
+                    in_flight: 0,
+                    ..watch.last
+                });
+                return Ok(());
+            }
             relay.kill()?;
         }
+        if watch.has_ended && !watch.at_point && !watch.was_told {
+            self.wrong.push(format!("a relay ended by itself; its last lines:\n{}", self.log()));
+        }
+        // What is read back from a spool is as old as the clock on the wall says.
+        if self.clock.is_some() && self.disk.is_none() && watch.latency_seconds > watch.latency_seconds_max {
+            let (sum, most) = (watch.latency_seconds, watch.latency_seconds_max);
+            self.wrong
+                .push(format!("events were {sum} s old in sum, and cannot have been more than {most} s"));
+        }
         self.relay = None;
-        last.at_points = u64::from(has_ended && at_point);
-        last.killed = 1 - last.at_points;
-        self.counted.add(last);
+        watch.last.at_points = u64::from(watch.has_ended && watch.at_point);
+        watch.last.killed = 1 - watch.last.at_points;
+        if let (Death::Point(point, _), 1) = (&life.death, watch.last.at_points) {
+            *self.deaths.entry((point.clone(), life.phase)).or_default() += 1;
+        }
+        self.counted.add(watch.last);
+        self.trouble(Trouble::None)?;
         self.forget(life)
+    }
+
+    fn trouble(&mut self, trouble: Trouble) -> anyhow::Result<()> {
+        let Some(faultfs) = self.disk.as_mut().and_then(|disk| disk.faultfs.as_mut()) else { return Ok(()) };
+        if trouble == Trouble::None && !self.is_troubled {
+            return Ok(());
+        }
+        self.is_troubled = trouble != Trouble::None;
+        faultfs.tell(trouble.line().unwrap_or("clear")).map(drop)
     }
 
     fn forget(&mut self, life: &Life) -> anyhow::Result<()> {
@@ -270,6 +345,89 @@ impl Station {
     /// Its last lines of log.
     pub fn log(&self) -> String {
         self.relay.as_ref().map_or_else(String::new, Relay::log)
+    }
+}
+
+/// What is seen of one life while it lasts.
+struct Watch {
+    began: Instant,
+    lives: Duration,
+    lasts: Duration,
+    drains: Duration,
+    is_to_drain: bool,
+    was_told: bool,
+    is_second_half: bool,
+    is_troubled: bool,
+    at_point: bool,
+    has_ended: bool,
+    last: Counted,
+    /// The ages of all events delivered, added up, and what that can be at most since the life began.
+    latency_seconds: u64,
+    latency_seconds_max: u64,
+}
+
+impl Watch {
+    fn new(life: &Life) -> Self {
+        let at_point = matches!(life.death, Death::Point(..));
+        Self {
+            began: Instant::now(),
+            lives: life.lasts,
+            lasts: life.lasts + if at_point { POINT_PATIENCE } else { Duration::ZERO },
+            drains: life.drains,
+            is_to_drain: life.phase == Phase::Drain,
+            was_told: false,
+            is_second_half: false,
+            is_troubled: life.trouble != Trouble::None,
+            at_point,
+            has_ended: false,
+            last: Counted::default(),
+            latency_seconds: 0,
+            latency_seconds_max: 0,
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.lasts.saturating_sub(self.began.elapsed())
+    }
+
+    fn is_over(&self) -> bool {
+        self.was_told == self.is_to_drain && self.left().is_zero()
+    }
+
+    /// Whether it is to be told to end, which is so once.
+    fn is_to_be_told(&mut self) -> bool {
+        let is_due = self.is_to_drain && !self.was_told && self.began.elapsed() >= self.lives;
+        if is_due {
+            self.was_told = true;
+            self.lasts = self.lasts.max(self.began.elapsed()) + self.drains;
+        }
+        is_due
+    }
+
+    /// Whether its clock is to jump back and its disk to work again, which is so once, at half-time.
+    fn is_half_over(&mut self) -> bool {
+        let is_due = !self.is_second_half && self.began.elapsed() >= self.lives / 2;
+        self.is_second_half |= is_due;
+        is_due
+    }
+
+    /// Only what is seen last counts, and a look costs the relay time.
+    fn look(&mut self, relay: &Relay) {
+        let waits_for_disk = self.is_troubled && (self.last.failing == 0 || self.is_second_half);
+        if self.at_point || self.left() <= LOOK_PAUSE || waits_for_disk {
+            self.scrape(relay);
+        }
+    }
+
+    fn scrape(&mut self, relay: &Relay) {
+        let Ok(metrics) = Metrics::scrape(relay.ready().admin) else { return };
+        let is_failing = metrics.sum("standpipe_spool_failing") > 0;
+        let failing = self.last.failing.max(u64::from(is_failing));
+        let healed = u64::from(failing > 0 && !is_failing);
+        self.last = Counted { failing, healed, ..Counted::of(&metrics) };
+        self.latency_seconds = metrics.sum("standpipe_delivery_latency_seconds_sum");
+        let events = metrics.sum("standpipe_delivery_latency_seconds_count");
+        self.latency_seconds_max = events.saturating_mul(self.began.elapsed().as_secs() + STARTED_EARLIER);
     }
 }
 

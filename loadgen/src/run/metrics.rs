@@ -112,6 +112,11 @@ fn unquote(text: &str) -> Option<(String, &str)> {
     None
 }
 
+/// Whether a relay says that it is ready.
+pub fn is_ready(admin: SocketAddr) -> bool {
+    get(admin, "/readyz").is_ok()
+}
+
 /// A GET of HTTP/1.0, so that the body ends where the connection does.
 fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     let mut connection = TcpStream::connect_timeout(&address, SCRAPE_TIMEOUT)?;

@@ -8,6 +8,7 @@ use super::samples::{Sample, Window};
 use super::verify::{Fate, RelayCounts, Verdict};
 use crate::report::{grouped, latency, ratio, table};
 use crate::send::{Load, Sent};
+use crate::sink::timeline::Timeline;
 use crate::sink::totals::{Percentiles, Totals};
 
 /// Everything about one run. `version` rises when a field changes its meaning.
@@ -61,6 +62,9 @@ pub struct Report {
     /// The sink's ledger; for `directory`, that of the files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ledger: Option<Totals>,
+    /// Accepted events by time, where that was asked for.
+    #[serde(skip)]
+    pub timeline: Option<Timeline>,
 }
 
 /// What the relay used of the machine.

@@ -13,6 +13,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::sequences::Sequences;
+use super::timeline::Timeline;
 use super::totals::{Percentiles, StreamTotals, Totals, Violations};
 use crate::event::{self, Event, StreamSeed};
 
@@ -201,6 +202,8 @@ pub struct Ledger {
     violations: BTreeMap<&'static str, u64>,
     violation_samples: Vec<String>,
     other_latency: Latency,
+    /// Kept only where it is asked for, since it costs time for every event.
+    timeline: Option<Timeline>,
     events_by_second: Vec<u64>,
     last_accepted: Option<Instant>,
     /// Events accepted so far, over all streams.
@@ -225,12 +228,23 @@ impl Ledger {
             violations: BTreeMap::new(),
             violation_samples: Vec::new(),
             other_latency: latency_histogram(),
+            timeline: None,
             events_by_second: Vec::new(),
             last_accepted: None,
             accepted: 0,
             bit_set_words: 0,
             record: 0,
         }
+    }
+
+    /// Keeps from now on what [`Ledger::timeline`] tells.
+    pub fn keep_timeline(&mut self) {
+        self.timeline.get_or_insert_default();
+    }
+
+    /// Accepted events by time; `None` where that was not asked for.
+    pub fn timeline(&self) -> Option<&Timeline> {
+        self.timeline.as_ref()
     }
 
     /// Counts a call whose head has arrived, and gives it its number, from 0.
@@ -274,6 +288,7 @@ impl Ledger {
             stream: &mut self.streams[delivery.stream],
             counts: &mut delivery.counts,
             latency: delivery.latency.as_mut().unwrap_or(&mut self.other_latency),
+            timeline: self.timeline.as_mut(),
             bit_set_words: &mut self.bit_set_words,
             record: self.record,
             now_ns,
@@ -423,6 +438,7 @@ struct Reader<'a> {
     stream: &'a mut Stream,
     counts: &'a mut Counts,
     latency: &'a mut Latency,
+    timeline: Option<&'a mut Timeline>,
     bit_set_words: &'a mut u64,
     record: u64,
     now_ns: Option<u64>,
@@ -479,6 +495,9 @@ impl Reader<'_> {
         self.counts.check_sum = self.counts.check_sum.wrapping_add(u64::from(event.check));
         if let Some(now_ns) = self.now_ns {
             self.latency.saturating_record(now_ns.saturating_sub(event.planned_ns) / 1_000);
+            if let Some(timeline) = &mut self.timeline {
+                timeline.note(event.planned_ns, now_ns);
+            }
         }
     }
 }

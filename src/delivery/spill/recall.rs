@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Spill, Spilled};
+use super::{RECALL_EVERY, Spill, Spilled};
 use crate::batch::{BatchId, SPOOL, Settled, Ticket};
 use crate::delivery::piece::{self, Loose, Piece};
 use crate::delivery::{Delivery, Parts};
@@ -44,6 +44,7 @@ impl Spill {
     pub(super) fn forget_recalled(&mut self, id: u64) {
         let Some(bytes) = self.recalled.remove(&id) else { return };
         self.recalled_bytes -= bytes;
+        self.has_room = true;
         if let Some(spilled) = self.batches.get(&id)
             && let Some(waiting) = self.waiting.get_mut(&spilled.stream.name)
         {
@@ -104,6 +105,12 @@ impl Spill {
         let (epoch, epoch_millis) = self.epoch;
         let since = Duration::from_millis(epoch_millis) + now.saturating_duration_since(epoch);
         now.checked_sub(since.saturating_sub(Duration::from_millis(millis))).unwrap_or(now)
+    }
+
+    /// Whether something that was read back has gone since the last look: to wait for the next would leave the disk
+    /// and the lanes idle in turn.
+    pub(super) fn may_recall(&self, now: Instant) -> bool {
+        self.has_room && self.recalled_at.is_none_or(|at| now >= at + RECALL_EVERY)
     }
 
     /// Asks for batches of the streams that are ready for them.
@@ -199,7 +206,7 @@ impl Delivery {
     }
 
     /// Reads back from disk what there is room for.
-    pub(super) fn recall(&mut self) {
+    pub(super) fn recall(&mut self, now: Instant) {
         let memory = &self.parts.memory;
         let room = if memory.beyond_limit() > 0 { 0 } else { memory.limit() / 8 };
         let (streams, lanes) = (&self.streams, &self.lanes);
@@ -224,6 +231,7 @@ impl Delivery {
             works || (queue.is_empty() && queue.in_flight.is_empty())
         };
         if let Some(spill) = &mut self.spill {
+            (spill.recalled_at, spill.has_room) = (Some(now), false);
             spill.recall(room, is_ready);
         }
     }

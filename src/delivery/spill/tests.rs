@@ -6,13 +6,16 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
+use crate::batch::BatchId;
 use crate::config::{Config, Packing};
+use crate::delivery::piece::Loose;
 use crate::delivery::queues::StreamQueue;
 use crate::destination::{Destination, Encoding};
 use crate::memory::{Machine, Memory, Plan};
 use crate::metrics::{Drop, Metrics};
 use crate::spool::Refusal;
 use crate::spool::format::BatchHeader;
+use crate::spool::keeper::Part;
 use crate::stream::Registry;
 
 const FOUND: u64 = 1 << 63;
@@ -227,4 +230,34 @@ async fn the_age_of_what_is_held_includes_what_is_on_disk() {
     assert!(age(&rig) > of_1970, "it is on disk alone: {:?}", age(&rig));
     spool.oldest.lock().unwrap().clear();
     assert_eq!(age(&rig), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn batches_whose_calls_failed_in_any_order_are_written_in_theirs() {
+    let mut rig = Rig::new(Encoding::Lines);
+    let stream = rig.delivery.open_queue(&Arc::clone(&rig.stream), rig.now);
+    let mut failed = Vec::new();
+    for (sequence, lines) in [&b"a\n"[..], b"b\n", b"c\n"].into_iter().enumerate() {
+        let id = BatchId { shard: 0, sequence: sequence as u64 };
+        let ticket = Ticket::new(id, Arc::clone(&rig.stream), 1, rig.now, rig.now);
+        let charge = Charge::forced(&rig.memory, &rig.stream.account, 2);
+        let (now, memory) = (rig.now, Arc::clone(&rig.memory));
+        rig.queue().push(Item::Loose(Loose::new(Arc::new(ticket), lines, charge, now)));
+        failed.extend(rig.queue().next_call(Encoding::Lines, &memory, true));
+    }
+    for mut piece in failed {
+        piece.is_retry = true;
+        rig.queue().push_retry(piece);
+    }
+    rig.delivery.spill_stream(stream, u64::MAX);
+    let asked = rig.step();
+    let [Command::Append { parts, .. }] = &asked[..] else { panic!("one batch: {asked:?}") };
+    let lines: Vec<u8> = parts
+        .iter()
+        .flat_map(|part| match part {
+            Part::Lines(lines) => lines.to_vec(),
+            Part::Records(..) => panic!("they were lines"),
+        })
+        .collect();
+    assert_eq!(lines, b"a\nb\nc\n");
 }

@@ -23,6 +23,8 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(500);
 const TOGETHER_BYTES: usize = 1 << 20;
 /// But not where their oldest events are further apart than this: on disk a batch has one age.
 pub(super) const APART_MAX: Duration = Duration::from_secs(10);
+/// Where a stream writes at all it writes so much, if it holds that: [`TOGETHER_BYTES`] as they are charged, encoded.
+const WORTHWHILE_BYTES: u64 = TOGETHER_BYTES as u64 / 3 * 4;
 
 /// The ticket under which a sealed batch goes its way: in `always`, that of the batch on disk.
 pub(in super::super) fn wrap(spill: &mut Option<Spill>, ticket: Arc<Ticket>) -> Arc<Ticket> {
@@ -237,7 +239,8 @@ impl Delivery {
         // Always in the same order, so that a simulation can be replayed.
         wanted.sort_unstable();
         for (id, bytes) in wanted {
-            self.spill_stream(id, bytes);
+            // A little at a time would make many small batches, of which the index holds only so many.
+            self.spill_stream(id, bytes.max(WORTHWHILE_BYTES));
         }
     }
 

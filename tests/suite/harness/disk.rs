@@ -37,11 +37,19 @@ impl Disk {
         self.folder.path()
     }
 
-    /// Has it fail, or work again: see `faultfs::command`.
-    pub fn tell(&mut self, line: &str) {
+    /// Has it fail, or work again: see `faultfs::command`. Gives its answer.
+    pub fn tell(&mut self, line: &str) -> String {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
         let answer = self.line();
         assert!(answer.starts_with("ok"), "{line}: {answer}");
+        answer
+    }
+
+    /// One of the numbers that `stats` tells.
+    pub fn stat(&mut self, name: &str) -> u64 {
+        let answer = self.tell("stats");
+        let mut pairs = answer.split_whitespace().filter_map(|word| word.split_once('='));
+        pairs.find(|(key, _)| *key == name).unwrap().1.parse().unwrap()
     }
 
     fn line(&mut self) -> String {
