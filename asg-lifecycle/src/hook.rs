@@ -133,7 +133,7 @@ async fn group_of(autoscaling: &aws_sdk_autoscaling::Client, instance: &str, pol
                 None => warn!("instance {instance} is in no Auto Scaling group, which is looked at again"),
             },
             Err(error) => {
-                warn!("Auto Scaling cannot be asked for the group: {}", DisplayErrorContext(&error))
+                warn!("Auto Scaling cannot be asked for the group: {}", DisplayErrorContext(&error));
             }
         }
         sleep(poll).await;

@@ -53,7 +53,7 @@ fn plan(seed: u64) -> Plan {
     Plan {
         is_always: seed % 2 == 1,
         has_faults: seed % 4 >= 2,
-        has_bad_reads: seed % 3 > 0,
+        has_bad_reads: !seed.is_multiple_of(3),
         has_flips: seed % 8 >= 6,
         steps: 600,
         ..Plan::default()
@@ -69,7 +69,7 @@ fn what_is_stored_survives_every_fault_of_the_disk() {
 fn relay_plan(seed: u64) -> relay::Plan {
     relay::Plan {
         steps: 300,
-        has_outcomes: seed % 8 > 0,
+        has_outcomes: !seed.is_multiple_of(8),
         has_disk_faults: seed % 4 >= 2,
         has_crashes: seed % 2 == 1,
         has_poison: seed % 8 >= 5,

@@ -250,7 +250,7 @@ impl Process {
 
     /// Events that are held in memory or on disk.
     fn held(&self) -> u64 {
-        self.shared.metrics.totals().iter().map(|totals| totals.held()).sum()
+        self.shared.metrics.totals().iter().map(standpipe::metrics::Totals::held).sum()
     }
 }
 

@@ -222,7 +222,7 @@ fn a_file_puts_the_relay_into_maintenance(io: Io) {
     let file = directory.path().join("down-for-maintenance");
     let relay = Relay::start(io, &format!("--destination null --maintenance-file {}", file.display()));
     let is = |status: u16| {
-        wait_for("readiness follows the file", || (relay.get("/readyz").status == status).then_some(()))
+        wait_for("readiness follows the file", || (relay.get("/readyz").status == status).then_some(()));
     };
     is(200);
     std::fs::write(&file, "").unwrap();
