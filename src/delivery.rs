@@ -48,9 +48,6 @@ const GATHER_WAIT: Duration = Duration::from_millis(5);
 const IDLE_STREAM: Duration = Duration::from_secs(3600);
 /// While draining no lane waits longer than this.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(1);
-/// Calls that are chosen before there is a place for them, so that many small ones are prepared together: hashing
-/// sixteen bodies side by side takes a third of the time.
-const CALLS_AHEAD: usize = 16;
 /// All lanes are looked at for those that wait in vain at most this often.
 const HURRY_PAUSE: Duration = Duration::from_millis(100);
 /// A lane that keeps failing is logged this often.
@@ -188,14 +185,11 @@ pub struct Delivery {
     /// Failing lanes that wait for a call of a failing lane to end.
     starved_failing: VecDeque<usize>,
     lanes_free: Vec<usize>,
-    /// Calls that are under way, or chosen and waiting for their place.
     in_flight: usize,
     failing_in_flight: usize,
     hurried_at: Option<Instant>,
     /// Calls that have been chosen and are to be made.
     starting: Vec<(Call, Started)>,
-    /// Calls that wait for a place.
-    ready: VecDeque<(Call, Started)>,
     released: bool,
     drained: Option<oneshot::Sender<()>>,
     draining: bool,
@@ -229,7 +223,6 @@ impl Delivery {
             failing_in_flight: 0,
             hurried_at: None,
             starting: Vec::new(),
-            ready: VecDeque::new(),
             released: false,
             drained: None,
             draining: false,
@@ -250,11 +243,9 @@ impl Delivery {
         self.hear_of_letters(now);
         self.fire_timers(now);
         self.spill(now);
-        for lane in self.take_starved() {
-            self.run_lane(lane, self.in_flight < self.chosen_max(), now);
-        }
+        self.wake_starved();
         while let Some(lane) = self.runnable.pop_front() {
-            self.run_lane(lane, self.in_flight < self.chosen_max() && self.starved.is_empty(), now);
+            self.run_lane(lane, now);
         }
         if std::mem::take(&mut self.released) && self.parts.memory.waiting() > 0 {
             self.parts.returns.iter().for_each(|shard| shard.bell.ring());
@@ -382,21 +373,15 @@ impl Delivery {
         }
     }
 
-    /// The lanes that have waited longest for a place, as many as there are places: they go before any other, or they
-    /// would find none again and again behind lanes that have just become ready. Where many wait, a whole group of
-    /// them goes at once.
-    fn take_starved(&mut self) -> Vec<usize> {
-        let free = self.chosen_max().saturating_sub(self.in_flight);
+    /// Gives places that have become free to the lanes that have waited longest for one, before any other: behind
+    /// lanes that have just become ready they would find no place again and again.
+    fn wake_starved(&mut self) {
+        let free = self.calls_max().saturating_sub(self.in_flight);
         let free_failing = self.failing_calls_max().saturating_sub(self.failing_in_flight).min(free);
-        let woken = if free < CALLS_AHEAD && self.starved.len() >= CALLS_AHEAD { 0 } else { free };
-        let mut taken: Vec<usize> = self.starved.drain(..woken.min(self.starved.len())).collect();
-        taken.extend(self.starved_failing.drain(..free_failing.min(self.starved_failing.len())));
-        taken
-    }
-
-    /// Calls that may be chosen and not have ended.
-    fn chosen_max(&self) -> usize {
-        self.calls_max() + CALLS_AHEAD
+        for (starved, free) in [(&mut self.starved_failing, free_failing), (&mut self.starved, free)] {
+            let woken = free.min(starved.len());
+            starved.drain(..woken).rev().for_each(|lane| self.runnable.push_front(lane));
+        }
     }
 
     fn calls_max(&self) -> usize {
@@ -407,9 +392,9 @@ impl Delivery {
         self.calls_max().div_ceil(2)
     }
 
-    /// Chooses a call of a lane if it may have one. Others have their turn before it is looked at again.
-    fn run_lane(&mut self, index: usize, has_place: bool, now: Instant) {
-        let limits = self.limits;
+    /// Starts a call of a lane if it may have one. Others have their turn before it is looked at again.
+    fn run_lane(&mut self, index: usize, now: Instant) {
+        let (limits, full) = (self.limits, self.in_flight >= self.calls_max());
         let failing_full = self.failing_in_flight >= self.failing_calls_max();
         let Some(entry) = self.lanes[index].as_mut() else { return };
         entry.is_awake = false;
@@ -426,9 +411,9 @@ impl Delivery {
             }
             Readiness::Now => (),
         }
-        if !has_place || (failing_full && entry.policy.is_failing()) {
+        if full || (failing_full && entry.policy.is_failing()) {
             entry.is_awake = true;
-            let starved = if has_place { &mut self.starved_failing } else { &mut self.starved };
+            let starved = if full { &mut self.starved } else { &mut self.starved_failing };
             starved.push_back(index);
             return;
         }
@@ -494,16 +479,6 @@ impl Delivery {
         let due = piece.oldest() + self.parts.config.linger;
         let call = Call { delivery_stream, body, records: piece.records().len(), due, digest: None };
         self.starting.push((call, Started { lane: index, piece, started: now, was_failing }));
-    }
-
-    /// The chosen calls that may be made now, as many as there are places for. When nothing more is to be called, all
-    /// are: they share the end of the others.
-    fn take_ready(&mut self, now: Instant) -> Vec<(Call, Started)> {
-        self.ready.extend(self.starting.drain(..));
-        let places = self.calls_max().saturating_sub(self.in_flight - self.ready.len());
-        let places = if spill::is_leaving(&self.spill) { usize::MAX } else { places };
-        let taken = self.ready.drain(..places.min(self.ready.len()));
-        taken.map(|(call, started)| (call, Started { started: now, ..started })).collect()
     }
 
     /// Hears of the end of a call: counts it, settles what is settled, queues the rest again.

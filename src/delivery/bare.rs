@@ -41,7 +41,7 @@ impl Bare {
     /// Does all that can be done at `now`; gives the calls that start with it.
     pub fn step(&mut self, now: Instant) -> Vec<(Call, Flight)> {
         self.0.step(now);
-        self.0.take_ready(now).into_iter().map(|(call, started)| (call, Flight(started))).collect()
+        self.0.starting.drain(..).map(|(call, started)| (call, Flight(started))).collect()
     }
 
     /// A call has ended.

@@ -68,8 +68,11 @@ impl Delivery {
         if self.is_cut && !*cut.borrow() {
             cut.send_replace(true);
         }
+        if self.starting.is_empty() {
+            return;
+        }
         self.parts.destination.prepare(self.starting.iter_mut().map(|(call, _)| call));
-        for (call, started) in self.take_ready(Instant::now()) {
+        for (call, started) in self.starting.drain(..) {
             let (destination, ended) = (Arc::clone(&self.parts.destination), ended.clone());
             let mut cut = cut.subscribe();
             tokio::spawn(async move {
