@@ -44,6 +44,16 @@ pub(super) async fn page() -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Reject;
+    use crate::metrics::Drop;
+
+    #[test]
+    fn every_reason_is_explained() {
+        let reasons = Drop::ALL.into_iter().map(Drop::label).chain(Reject::ALL.into_iter().map(Reject::label));
+        for reason in reasons {
+            assert!(SCRIPT.contains(&format!("\n  {reason}: \"")), "{reason}");
+        }
+    }
 
     #[test]
     fn the_page_is_whole_small_and_asks_nobody_else() {

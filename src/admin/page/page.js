@@ -6,10 +6,12 @@ const byId = (id) => document.getElementById(id);
 
 const DROPPED = {
   memory: "their stream held all the memory it may, and on_full is “drop”",
+  spool_full: "their stream held all the memory it may, and the spool is full",
   parked: "every delivery stream of theirs is parked, and memory was full",
   rejected: "the destination refused them for what they are",
   spool_damaged: "they were on disk, and can no longer be read",
   drain_deadline: "they were still here when the drain ended",
+  max_age: "they were older than max_age",
   dead_letter: "they can never be delivered, and are kept in the dead letters",
   lost_downstream: "the relay that they were delivered to has lost them",
 };
