@@ -17,7 +17,7 @@ ARG COMMIT="unknown commit"
 # A binary in the context, such as prebuilt/standpipe: it is taken as it is, and nothing is built.
 ARG PREBUILT=""
 RUN if [ -n "$PREBUILT" ]; then cp "$PREBUILT" /standpipe; else \
-        STANDPIPE_COMMIT="$COMMIT" cargo build --release --locked --package standpipe --bin standpipe && \
+        BUILD_COMMIT="$COMMIT" cargo build --release --locked --package standpipe --bin standpipe && \
         cp target/release/standpipe /standpipe; \
     fi
 # A volume takes owner and mode from the directory that it is first mounted on.

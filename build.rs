@@ -4,14 +4,14 @@ use std::process::Command;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-env-changed=STANDPIPE_COMMIT");
-    println!("cargo::rustc-env=STANDPIPE_COMMIT={}", commit());
+    println!("cargo::rerun-if-env-changed=BUILD_COMMIT");
+    println!("cargo::rustc-env=BUILD_COMMIT={}", commit());
 }
 
-/// `STANDPIPE_COMMIT` where it is set, as in a build without the repository (the Dockerfile's); else git's word.
+/// `BUILD_COMMIT` (not `STANDPIPE_…`, which are settings of the relay) where it is set, as in a build without the repository (the Dockerfile's); else git's word.
 /// Test builds have none: they would be built anew for every commit.
 fn commit() -> String {
-    if let Ok(commit) = std::env::var("STANDPIPE_COMMIT") {
+    if let Ok(commit) = std::env::var("BUILD_COMMIT") {
         return commit;
     }
     if std::env::var("PROFILE").as_deref() != Ok("release") {

@@ -482,11 +482,14 @@ def shards():
     )
     yield series(
         'Connections',
-        'Open now, by listener; opened each second; and health probes (connections without a byte) among them.',
+        'Open now, by listener; opened each second; health probes (connections without a byte) among them; those that '
+        'went to a shard with less to do; and those told to leave for their age.',
         [
             (f'sum by (listener) (standpipe_connections{{{RELAY}}})', 'open at {{listener}}'),
             (rate('standpipe_connections_opened_total', RELAY), 'opened/s'),
             (rate('standpipe_health_probes_total', RELAY), 'health probes/s'),
+            (rate('standpipe_connections_moved_total', RELAY), 'moved to another shard/s'),
+            (rate('standpipe_connections_aged_total', RELAY), 'told to leave for age/s'),
         ],
         'short',
         runbook='StandpipeConnectionsRefused',

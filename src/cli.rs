@@ -55,7 +55,7 @@ pub enum Command {
 }
 
 /// What `--version` prints: the version of the crate and the commit that it was built from.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("STANDPIPE_COMMIT"), ")");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_COMMIT"), ")");
 
 /// Reads the command line, and for the commands that need it the whole configuration.
 ///

@@ -49,7 +49,8 @@ mod tests {
 
     #[test]
     fn every_reason_is_explained() {
-        let reasons = Drop::ALL.into_iter().map(Drop::label).chain(Reject::ALL.into_iter().map(Reject::label));
+        let reasons =
+            Drop::ALL.into_iter().map(Drop::label).chain(Reject::ALL.into_iter().map(Reject::label));
         for reason in reasons {
             assert!(SCRIPT.contains(&format!("\n  {reason}: \"")), "{reason}");
         }

@@ -239,7 +239,7 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     let mut driver = gauge("standpipe_io_driver_info", "Which driver reads the sockets.");
     add(&mut driver, &[("driver", live.driver)], 1.0);
     let mut build = gauge("standpipe_build_info", "Which build this is.");
-    let commit = env!("STANDPIPE_COMMIT");
+    let commit = env!("BUILD_COMMIT");
     add(&mut build, &[("version", env!("CARGO_PKG_VERSION")), ("commit", commit)], 1.0);
     let spool = |figure: &std::sync::atomic::AtomicU64| figure.load(Relaxed) as f64;
     vec![
