@@ -8,8 +8,9 @@ fn main() {
     println!("cargo::rustc-env=BUILD_COMMIT={}", commit());
 }
 
-/// `BUILD_COMMIT` (not `STANDPIPE_…`, which are settings of the relay) where it is set, as in a build without the repository (the Dockerfile's); else git's word.
-/// Test builds have none: they would be built anew for every commit.
+/// `BUILD_COMMIT` where it is set, as in a build without the repository (the Dockerfile's); else git's word. It does not
+/// begin with `STANDPIPE_`, as the relay's settings do. Test builds have none: they would be built anew for every
+/// commit.
 fn commit() -> String {
     if let Ok(commit) = std::env::var("BUILD_COMMIT") {
         return commit;
