@@ -27,6 +27,8 @@ pub struct Host {
     commands: UnboundedReceiver<Command>,
     events: UnboundedSender<Event>,
     stopping: Option<oneshot::Sender<()>>,
+    /// The longest batch that was read back, in bytes of its lines.
+    pub longest_read: u64,
 }
 
 impl Host {
@@ -43,6 +45,7 @@ impl Host {
             commands,
             events,
             stopping: None,
+            longest_read: 0,
         };
         for dir in left {
             let number = host.dirs.len() as u32;
@@ -62,7 +65,12 @@ impl Host {
             match event {
                 Event::Notice(notice) => drop(notice.to_string()),
                 Event::Left(dir) => panic!("directory {dir} is left alone"),
-                event => drop(self.events.send(event)),
+                event => {
+                    if let Event::Loaded { lines, .. } = &event {
+                        self.longest_read = self.longest_read.max(lines.len() as u64);
+                    }
+                    drop(self.events.send(event));
+                }
             }
         }
     }

@@ -492,25 +492,34 @@ impl World {
     }
 
     /// Memory is never over its limit but by what is encoded for calls, which is charged whether there is room or not,
-    /// and by what is read back from disk.
+    /// and by what is read back from disk: an eighth of the limit and one batch beyond that, larger by a third once it
+    /// is encoded.
     fn check_memory(&mut self) {
         let memory = &self.process.shared.memory;
         let over_run = memory.used().saturating_sub(memory.limit());
         self.tally.over_run = self.tally.over_run.max(over_run);
         let calls = (self.setting.config.max_calls as u64 + 1) * self.endpoint.largest();
+        let longest = self.process.host.as_ref().map_or(0, |host| host.longest_read);
+        let read_back = (memory.limit() / 8 + longest) * 4 / 3;
         assert!(
-            over_run <= memory.limit() / 8 + calls,
-            "memory is {over_run} bytes over its limit of {}, and all calls together have {calls} at most",
+            over_run <= read_back + calls,
+            "memory is {over_run} bytes over its limit of {}, where {read_back} may be read back, and all calls \
+             together have {calls} at most",
             memory.limit()
         );
     }
 
-    /// A lane that is stuck delays no sync that does not cover it.
+    /// A lane that is stuck delays no sync that does not cover it. Where there is a spool, one batch on disk holds what
+    /// several shards had of a stream, and is settled as a whole.
     fn check_delays(&self) {
+        let unsettled = &self.process.unsettled;
         for client in &self.process.clients {
-            let (shard, unsettled) = (client.shard, &self.process.unsettled);
-            let is_delayed = client
-                .is_delayed(&self.process.shards[shard], &self.ledger, |stream| unsettled[shard][stream] > 0);
+            let is_unsettled = |stream: usize| match self.process.host {
+                Some(_) => unsettled.iter().any(|shard| shard[stream] > 0),
+                None => unsettled[client.shard][stream] > 0,
+            };
+            let is_delayed =
+                client.is_delayed(&self.process.shards[client.shard], &self.ledger, is_unsettled);
             assert!(
                 !is_delayed,
                 "nothing that it covers is on its way, and a sync is not answered: {client:?}"
