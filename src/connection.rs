@@ -31,17 +31,14 @@ pub enum Taken {
     Blocked,
 }
 
-/// Who is offered what a connection hands out. Each cut is glanced at and looked at a few cuts before it is taken, so
-/// that what the next step will need can be on its way from memory meanwhile.
+/// Who is offered what a connection hands out. Each cut is looked at a few cuts before it is taken, so that what it
+/// will need can be on its way from memory meanwhile.
 pub trait Taker {
-    /// What a glance or a look found out.
+    /// What a look found out.
     type Seen: Copy + Default;
 
-    /// Glances at a cut that will be looked at soon.
-    fn glance(&mut self, cut: &Cut<'_>) -> Self::Seen;
-
     /// Looks at a cut that will be offered soon, or again later. It counts nothing and takes nothing.
-    fn look(&mut self, cut: &Cut<'_>, seen: Self::Seen) -> Self::Seen;
+    fn look(&mut self, cut: &Cut<'_>) -> Self::Seen;
 
     /// Is shown the start of a line that is too long, before that is taken.
     fn too_long(&mut self, _start: &[u8]) {}
@@ -53,9 +50,7 @@ pub trait Taker {
 impl<F: FnMut(Cut<'_>) -> Taken> Taker for F {
     type Seen = ();
 
-    fn glance(&mut self, _: &Cut<'_>) {}
-
-    fn look(&mut self, _: &Cut<'_>, (): ()) {}
+    fn look(&mut self, _: &Cut<'_>) {}
 
     fn take(&mut self, cut: Cut<'_>, (): ()) -> Taken {
         self(cut)
@@ -142,16 +137,11 @@ impl Connection {
             let mut ahead = [(0, T::Seen::default()); LINES_AHEAD];
             let (mut found, mut behind) = (0, start);
             for (place, end) in ahead.iter_mut().zip(&mut ends) {
-                *place = (end + 1, taker.glance(&self.cut(&data[behind..=end])));
+                *place = (end + 1, taker.look(&self.cut(&data[behind..=end])));
                 (found, behind) = (found + 1, end + 1);
             }
             if found == 0 {
                 return self.keep_half(&data[start..], taker);
-            }
-            behind = start;
-            for (end, seen) in &mut ahead[..found] {
-                *seen = taker.look(&self.cut(&data[behind..*end]), *seen);
-                behind = *end;
             }
             for (end, seen) in ahead.into_iter().take(found) {
                 let cut = self.cut(&data[start..end]);
@@ -213,8 +203,7 @@ impl Connection {
 
 /// Looks at a cut and takes it at once.
 fn offer(taker: &mut impl Taker, cut: Cut<'_>) -> Taken {
-    let seen = taker.glance(&cut);
-    let seen = taker.look(&cut, seen);
+    let seen = taker.look(&cut);
     taker.take(cut, seen)
 }
 

@@ -501,14 +501,9 @@ struct Offer<'a> {
     last: u32,
 }
 
-/// What a glance or a look at a line found.
+/// What a look at a line found.
 #[derive(Clone, Copy)]
 enum Seen {
-    /// An event for a stream whose name has this hash; its payload starts so many octets into the line.
-    Named {
-        hash: u64,
-        payload: u8,
-    },
     /// An event for the stream at this place; its payload starts so many octets into the line.
     Event {
         stream: u32,
@@ -528,33 +523,26 @@ impl Taker for Offer<'_> {
     type Seen = Seen;
 
     #[inline]
-    fn glance(&mut self, cut: &Cut<'_>) -> Seen {
+    fn look(&mut self, cut: &Cut<'_>) -> Seen {
         let Cut::Line(line) = cut else { return Seen::Reject(Reject::TooLong) };
-        let name = match frame::parse(line, self.intake.shared.config.frame_bytes_max) {
-            Ok(Frame::Event { stream, .. }) => stream,
+        let (name, payload) = match frame::parse(line, self.intake.shared.config.frame_bytes_max) {
+            Ok(Frame::Event { stream, payload }) => (stream, payload),
             Ok(Frame::Control(_)) => return Seen::Control,
             Err(reason) => return Seen::Reject(reason),
         };
-        let payload = (name.len() + 1) as u8;
+        let offset = (name.len() + 1) as u8;
         // A connection often repeats a name, and then its buffer is at hand, too.
         if self.intake.streams.is_at(self.last, name) {
-            return Seen::Event { stream: self.last, payload };
+            return Seen::Event { stream: self.last, payload: offset };
         }
-        Seen::Named { hash: self.intake.streams.approach(name), payload }
-    }
-
-    #[inline]
-    fn look(&mut self, cut: &Cut<'_>, seen: Seen) -> Seen {
-        let (Seen::Named { hash, payload }, Cut::Line(line)) = (seen, cut) else { return seen };
-        let (name, event) = line.split_at(usize::from(payload) - 1);
-        match self.intake.streams.find(hash, name).map_or_else(|| self.intake.meet(name), Ok) {
+        match self.intake.streams.find(name).map_or_else(|| self.intake.meet(name), Ok) {
             Err(reason) => Seen::Reject(reason),
             Ok(stream) => {
                 if let Some(local) = self.intake.streams.get(stream) {
-                    local.buffer.prefetch(event.len() - 1);
+                    local.buffer.prefetch(payload.len());
                 }
                 self.last = stream;
-                Seen::Event { stream, payload }
+                Seen::Event { stream, payload: offset }
             }
         }
     }
@@ -580,7 +568,6 @@ impl Taker for Offer<'_> {
                 let start = std::mem::take(&mut self.intake.too_long);
                 self.intake.reject(Reject::TooLong, &start, self.key, self.peer)
             }
-            (Seen::Named { .. }, Cut::Line(_)) => unreachable!("a look resolves every name"),
         }
     }
 }

@@ -13,11 +13,7 @@ use hashbrown::HashTable;
 use crate::buffer::Buffer;
 use crate::frame::STREAM_NAME_BYTES_MAX;
 use crate::metrics::ShardCell;
-use crate::prefetch;
 use crate::stream::Stream;
-
-/// What of an entry a line touches: its name, its counters' place and its buffer.
-const TOUCHED_BYTES: usize = std::mem::offset_of!(Local, stream);
 
 /// One stream on this shard.
 #[derive(Debug)]
@@ -69,22 +65,11 @@ impl Roster {
         self.get(place).is_some_and(|local| local.name.is(name))
     }
 
-    /// The hash of a name. What most likely belongs to it is asked for from memory.
+    /// The place of a name.
     #[inline]
-    pub(super) fn approach(&self, name: &[u8]) -> u64 {
-        let hash = self.hasher.hash_one(name);
-        let likely = self.places.iter_hash(hash).next();
-        if let Some(local) = likely.and_then(|place| self.locals.get(*place as usize)) {
-            prefetch::for_writing(std::ptr::from_ref(local).cast(), TOUCHED_BYTES);
-        }
-        hash
-    }
-
-    /// The place of a name with this hash.
-    #[inline]
-    pub(super) fn find(&self, hash: u64, name: &[u8]) -> Option<u32> {
+    pub(super) fn find(&self, name: &[u8]) -> Option<u32> {
         let is_it = |place: &u32| self.is_at(*place, name);
-        self.places.find(hash, is_it).copied()
+        self.places.find(self.hasher.hash_one(name), is_it).copied()
     }
 
     /// Gives a stream a place. Its name must have none yet.
