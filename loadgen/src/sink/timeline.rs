@@ -2,7 +2,7 @@
 //! last of them came, and how many came in it. From it a report tells what an outage did, and how long its backlog
 //! took. It knows neither streams nor calls.
 //!
-//! Invariant: at most [`SLOTS_MAX`] slots are kept; what lies beyond counts in the last.
+//! Invariant: at most `SLOTS_MAX` slots are kept; what lies beyond counts in the last.
 
 use hdrhistogram::Histogram;
 
