@@ -6,7 +6,7 @@
 //! serves them beside the old one, says so, and only then the old one stops accepting and drains. Whoever fails before
 //! that leaves the other as it was. Both sides ask the kernel whether the other is of the same user (SO_PEERCRED).
 //!
-//! Messages are JSON, one a packet. [`Message::Ask`] and [`Message::Refused`] stay as they are in every version.
+//! Messages are JSON, one a packet. `Message::Ask` and `Message::Refused` stay as they are in every version.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

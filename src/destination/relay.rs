@@ -9,7 +9,7 @@
 //! What is written nowhere was refused; what was written, in part at least, and not answered is unknown. There is no
 //! time-out for the answer to a sync: silence is the other relay's way to say that it has not delivered yet, and to
 //! send again would only duplicate. What has a time-out is a ping that the other relay can answer at once
-//! ([`progress`]): one that does not read any more is found, one that is paused for memory is left alone. So a call is
+//! (`progress`): one that does not read any more is found, one that is paused for memory is left alone. So a call is
 //! held for good only by a relay that stopped in the middle of reading it and whose host lives, which looks like a
 //! pause from here; a load balancer's health check ends that. A host that is gone is noticed by keep-alive probes, or
 //! where something was written, when TCP gives up sending it again. (TCP_USER_TIMEOUT is no help: it also closes the

@@ -7,7 +7,7 @@ use super::Kind;
 /// One file of the spool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct File {
-    /// The directory: [`OWN`], or the number under which one was adopted.
+    /// The directory: [`OWN`](super::OWN), or the number under which one was adopted.
     pub dir: u32,
     /// Its number in the directory.
     pub number: u32,
