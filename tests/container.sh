@@ -56,7 +56,7 @@ build_image() {
     images rm "$container" >/dev/null
     # The whole context as a user has it, with a binary in the place that the Dockerfile names.
     mkdir -p "$context/prebuilt"
-    cp -r Dockerfile .dockerignore Cargo.toml Cargo.lock build.rs LICENSE src benches tests loadgen "$context"
+    cp -r Dockerfile .dockerignore Cargo.toml Cargo.lock build.rs LICENSE src benches tests loadgen asg-lifecycle fuzz "$context"
     strip -o "$context/prebuilt/standpipe" "$relay"
     images build --quiet --format docker --isolation chroot --tag localhost/standpipe \
         --build-arg BUILD_BASE=localhost/standpipe-base --build-arg RUNTIME_BASE=localhost/standpipe-base \
