@@ -9,7 +9,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source tests/lib/find_relay.sh
-
 source tests/lib/venv.sh
 
 skip() {

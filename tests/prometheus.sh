@@ -9,8 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source tests/lib/find_relay.sh
-
-log=$target/prometheus-install.log
+source tests/lib/apt.sh
 
 skip() {
     echo "prometheus: DID NOT RUN: $1" >&2
@@ -18,16 +17,8 @@ skip() {
     exit 77
 }
 
-# The package would start a service of its own; nothing here wants that.
-install() {
-    apt-get update && RUNLEVEL=1 apt-get install --yes --no-install-recommends prometheus
-}
-
 command -v python3 >/dev/null || skip "there is no python3"
-if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then
-    [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || skip "there is no prometheus, and no way to install it"
-    install >"$log" 2>&1 || skip "prometheus could not be installed: $(tail -n 1 "$log") (all of it: $log)"
-fi
+have_packages promtool prometheus || skip "there is no prometheus, and it could not be installed"
 loadgen=$(dirname "$relay")/loadgen
 if [[ ! -x $loadgen ]]; then
     echo "there is no loadgen beside $relay; run cargo build --workspace first" >&2

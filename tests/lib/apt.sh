@@ -6,6 +6,7 @@ have_packages() {
     shift
     command -v "$command" >/dev/null && return
     [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 1
-    export DEBIAN_FRONTEND=noninteractive
+    # Some packages would start a service of their own (RUNLEVEL=1); nothing here wants that.
+    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
     { apt-get update && apt-get install --yes --no-install-recommends "$@"; } >/dev/null 2>&1 && command -v "$command" >/dev/null
 }
