@@ -669,6 +669,19 @@ def aws():
         steps(GREEN, (0.05, RED)),
         runbook='StandpipeThrottled',
     )
+    yield series(
+        'Rate by delivery stream',
+        'Raw bytes a second that all relays together let themselves send, where there is a limit: max_bytes_per_second, '
+        'or what throttling has taught them. Below the quota, relays have backed off further than they had to.',
+        [
+            (
+                f'topk(10, sum by (delivery_stream) (standpipe_lane_rate_limit_bytes_per_second{{{LANE}}}))',
+                '{{delivery_stream}}',
+            )
+        ],
+        'Bps',
+        runbook='StandpipeThrottled',
+    )
     yield states(
         'Lanes',
         'The worst state of each delivery stream on any relay. Backing off: the last call failed and is tried again. '

@@ -291,7 +291,7 @@ impl Piece {
         let charge = Charge::forced(memory, &self.stream().account, json.capacity() as u64);
         let piece = Piece::new(Bytes::from(json), records, origin, charge, self.oldest);
         Piece {
-            is_retry: true,
+            is_retry: self.is_retry,
             is_unknown: self.is_unknown,
             is_doubtful: self.is_doubtful,
             is_recalled: self.is_recalled,
@@ -303,7 +303,21 @@ impl Piece {
 
     /// The two halves of its records, to find the one that is refused.
     pub fn halves(&self, memory: &Arc<Memory>) -> [Piece; 2] {
-        let middle = self.records.len() / 2;
+        self.split_at(memory, self.records.len() / 2)
+    }
+
+    /// The first records, of at most `bytes_max` or one, and the others; nothing where there are no others.
+    pub fn split(&self, memory: &Arc<Memory>, bytes_max: usize) -> Option<[Piece; 2]> {
+        let mut bytes = 0;
+        let exceeds = |record: &Record| {
+            bytes += record.bytes as usize;
+            bytes > bytes_max
+        };
+        let fit = self.records.iter().position(exceeds)?.max(1);
+        (fit < self.records.len()).then(|| self.split_at(memory, fit))
+    }
+
+    fn split_at(&self, memory: &Arc<Memory>, middle: usize) -> [Piece; 2] {
         [self.only(memory, |index| index < middle), self.only(memory, |index| index >= middle)]
     }
 }
@@ -318,11 +332,12 @@ fn may_join(first: &Piece, next: &Piece) -> bool {
         && first.is_doubtful == next.is_doubtful
 }
 
-/// Takes the first piece, and with it as many that follow as fit into one call.
+/// Takes the first piece, and with it as many that follow as fit into one call of `bytes_max`.
 pub fn merge(
     pieces: &mut std::collections::VecDeque<Piece>,
     encoding: Encoding,
     memory: &Arc<Memory>,
+    bytes_max: usize,
 ) -> Option<Piece> {
     let first = pieces.pop_front()?;
     let (mut records, mut bytes) = (first.records.len(), first.bytes());
@@ -332,7 +347,7 @@ pub fn merge(
     {
         records += next.records.len();
         bytes += next.bytes();
-        if records > CALL_RECORDS_MAX || bytes > CALL_BYTES_MAX {
+        if records > CALL_RECORDS_MAX || bytes > bytes_max {
             break;
         }
         group.extend(pieces.pop_front());
@@ -537,7 +552,7 @@ mod tests {
         let (mut pieces, mut bodies, mut settled) = (VecDeque::new(), Vec::new(), HashMap::new());
         let mut answers = answers.iter().copied().chain(std::iter::repeat(0));
         while !loose.is_empty() || !pieces.is_empty() {
-            let mut piece = merge(&mut pieces, Encoding::Records, memory)
+            let mut piece = merge(&mut pieces, Encoding::Records, memory, CALL_BYTES_MAX)
                 .or_else(|| pack(loose, Encoding::Records, memory))
                 .expect("something is left");
             let body = piece.close(Encoding::Records, "name");
@@ -643,7 +658,7 @@ mod tests {
         let unknown = Piece { is_unknown: true, ..piece(2) };
         let mut pieces = VecDeque::from([piece(0), suspect, unknown, piece(3), piece(4)]);
         let mut sizes = Vec::new();
-        while let Some(merged) = merge(&mut pieces, Encoding::Records, &memory) {
+        while let Some(merged) = merge(&mut pieces, Encoding::Records, &memory, CALL_BYTES_MAX) {
             sizes.push(merged.records().len());
         }
         assert_eq!(sizes, [1, 1, 1, 2]);
