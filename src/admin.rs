@@ -188,7 +188,12 @@ impl Admin {
     /// Looks at these.
     pub fn new(parts: Parts) -> Self {
         let config = &parts.shared.config;
-        let endpoint = config.endpoint_url.as_ref().map(|url| format!(" at {url}")).unwrap_or_default();
+        let endpoint = config
+            .delivery_stream_defaults
+            .endpoint_url
+            .as_ref()
+            .map(|url| format!(" at {url}"))
+            .unwrap_or_default();
         Self {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             destination_name: format!("{}{endpoint}", config.destination),

@@ -17,11 +17,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 mod choices;
+mod delivery_stream;
 mod document;
 mod errors;
 mod file;
 pub mod name;
+mod named;
 mod raw;
+mod reach;
 mod resolve;
 mod setters;
 mod setting;
@@ -33,6 +36,7 @@ mod words;
 pub use self::choices::{
     BodyHash, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode, SpoolMode, SyncAt,
 };
+pub use self::delivery_stream::{ByDeliveryStream, DeliveryStreamSettings, DeliveryStreams};
 pub use self::errors::{Error, Errors};
 pub(crate) use self::setting::{Kind, Setting};
 pub(crate) use self::table::SETTINGS;
@@ -48,10 +52,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Where calls go.
     pub destination: DestinationChoice,
-    /// An endpoint to call instead of the region's own; `http://` or `https://`.
-    pub endpoint_url: Option<String>,
-    /// The AWS region; `None` leaves it to the AWS chain (environment, profile, instance metadata).
-    pub region: Option<String>,
+    /// How calls are made to delivery streams without a table of their own.
+    pub delivery_stream_defaults: DeliveryStreamSettings,
     /// The delivery stream of a stream without a mapping of its own; `{stream}`, at most once, stands for the
     /// stream's name. See [`name::fill_template`], which checks the result.
     pub delivery_stream: String,
@@ -131,6 +133,9 @@ pub struct Config {
     pub log: String,
     /// The configured streams by name (`[streams.NAME]` in the file).
     pub streams: BTreeMap<String, StreamConfig>,
+    /// The configured delivery streams (`[delivery_streams.NAME]` in the file), with the relay's own values where
+    /// one has none. See [`Self::delivery_stream_settings`].
+    pub delivery_streams: DeliveryStreams,
 }
 
 /// What is configured for one stream, with the relay's own values where the stream has none.
@@ -174,6 +179,11 @@ impl Config {
         }
         layers.extend([environment, flags]);
         resolve::resolve(layers, errors)
+    }
+
+    /// How calls to the delivery stream of this name are made: as its table says, or that of the best template.
+    pub fn delivery_stream_settings(&self, name: &str) -> DeliveryStreamSettings {
+        self.delivery_streams.find(name).unwrap_or(&self.delivery_stream_defaults).clone()
     }
 
     /// What a file with this text makes of the defaults, without a file: for fuzzing.

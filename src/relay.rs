@@ -141,8 +141,8 @@ async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<
         }
         DestinationChoice::Firehose => Destination::Firehose(
             Firehose::connect(FirehoseSettings {
-                endpoint_url: config.endpoint_url.clone(),
-                region: config.region.clone(),
+                endpoint_url: config.delivery_stream_defaults.endpoint_url.clone(),
+                region: config.delivery_stream_defaults.region.clone(),
                 call_timeout: config.call_timeout,
                 connect_timeout: config.connect_timeout,
                 max_idle_connections: config.max_calls,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::delivery_stream::DELIVERY_STREAM_SETTINGS;
 use super::setting::Setting;
 use super::stream::STREAM_SETTINGS;
 use super::table::SETTINGS;
@@ -18,6 +19,23 @@ const STREAMS_PROSE: &str = "\
     A table for each stream that differs from the rest. The part behind the dot is the stream's name, in \
     quotes where the name itself has a dot. Tables come last in the file, and can be written only here: \
     they have no flags and no variables.";
+
+const DELIVERY_STREAMS_PROSE: &str = "\
+    A table for each delivery stream that differs from the rest; only for the destination \"firehose\". The part \
+    behind the dot is the delivery stream's name, or a template in quotes: {stream} stands for any run of a name's \
+    characters, so that the delivery streams that come from a template can be given settings. A name has precedence \
+    over a template, and among templates the one with more characters of its own, or else with more of them in \
+    front of {stream}. One table alone applies; what it does not have is as for the whole relay. A table that no \
+    stream can be mapped to is refused.";
+
+const DELIVERY_STREAMS_EXAMPLE: &str = r#"[delivery_streams."eu-{stream}"]
+region = "eu-central-1"
+role_arn = "arn:aws:iam::123456789012:role/standpipe"
+external_id = "standpipe-of-example"
+
+[delivery_streams.eu-clicks]
+region = "eu-central-1"
+max_bytes_per_second = "5MiB""#;
 
 const STREAMS_EXAMPLE: &str = r#"[streams.clicks]
 delivery_streams = ["clicks-prod-1", "clicks-prod-2"]
@@ -38,7 +56,16 @@ pub(super) fn default_toml() -> String {
         }
         one(&mut text, setting);
     }
-    streams(&mut text);
+    let [of_stream, of_delivery_stream] =
+        [tables_settings(STREAM_SETTINGS), tables_settings(DELIVERY_STREAM_SETTINGS)];
+    tables(&mut text, "One stream", STREAMS_PROSE, &of_stream, STREAMS_EXAMPLE);
+    tables(
+        &mut text,
+        "One delivery stream",
+        DELIVERY_STREAMS_PROSE,
+        &of_delivery_stream,
+        DELIVERY_STREAMS_EXAMPLE,
+    );
     text
 }
 
@@ -49,19 +76,24 @@ fn one<T>(text: &mut String, setting: &Setting<T>) {
     line(text, &format!("#{} = {}", setting.key, setting.default));
 }
 
-fn streams(text: &mut String) {
-    heading(text, "One stream");
-    prose(text, STREAMS_PROSE);
-    for setting in STREAM_SETTINGS {
+/// Tables that are named after something: what they are for, their settings, an example.
+fn tables(text: &mut String, title: &str, words: &str, settings: &[String], example: &str) {
+    heading(text, title);
+    prose(text, words);
+    for setting in settings {
         line(text, "#");
-        prose(text, &format!("{}: {}", setting.key, sentences(setting)));
+        prose(text, setting);
     }
     line(text, "#");
     line(text, "# For example:");
     line(text, "#");
-    for example in STREAMS_EXAMPLE.lines() {
+    for example in example.lines() {
         line(text, format!("#   {example}").trim_end());
     }
+}
+
+fn tables_settings<T>(settings: &[Setting<T>]) -> Vec<String> {
+    settings.iter().map(|setting| format!("{}: {}", setting.key, sentences(setting))).collect()
 }
 
 /// All that is to be said of a setting, in sentences.

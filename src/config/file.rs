@@ -12,16 +12,12 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::errors::{Errors, Place, did_you_mean, shown};
-use super::name;
+use super::named::Named;
 use super::raw::{Given, Layer, Raw, Target};
-use super::stream::STREAM_SETTINGS;
 use super::table::SETTINGS;
 
 /// The largest file that is read: room for 20,000 streams with all their settings.
 const FILE_BYTES_MAX: u64 = 16 << 20;
-
-/// The table that holds the streams' tables.
-const STREAMS: &str = "streams";
 
 /// Reads the file at `path`. What is wrong goes to `errors`; what is right is returned nevertheless.
 pub(super) fn read(path: &Path, errors: &mut Errors) -> Layer {
@@ -113,12 +109,12 @@ impl<'a> Reader<'a> {
     fn document(&mut self, document: &DeTable<'_>) {
         for (key, value) in document {
             let name: &str = key.get_ref();
-            if name == STREAMS {
-                self.streams(key, value);
+            if let Some(named) = Named::ALL.into_iter().find(|named| named.key() == name) {
+                self.tables(named, key, value);
             } else if let Some(setting) = SETTINGS.iter().find(|setting| setting.key == name) {
                 self.given("", key, value, Target::Relay(setting));
             } else {
-                let known = SETTINGS.iter().map(|setting| setting.key).chain([STREAMS]);
+                let known = SETTINGS.iter().map(|setting| setting.key).chain(Named::ALL.map(Named::key));
                 self.refuse(
                     "",
                     key,
@@ -129,30 +125,36 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn streams(&mut self, key: &Spanned<DeString<'_>>, value: &Spanned<DeValue<'_>>) {
-        let Some(streams) = value.get_ref().as_table() else {
-            return self.refuse("", key, value.span(), "not a table; write [streams.NAME] for each stream");
+    fn tables(&mut self, named: Named, key: &Spanned<DeString<'_>>, value: &Spanned<DeValue<'_>>) {
+        let (all, what) = (named.key(), named.what());
+        let Some(tables) = value.get_ref().as_table() else {
+            let message = format!("not a table; write [{all}.NAME] for each {what}");
+            return self.refuse("", key, value.span(), message);
         };
-        for (stream, settings) in streams {
-            if let Err(message) = name::check_stream(stream.get_ref()) {
-                self.refuse("streams.", stream, settings.span(), message);
-            } else if let Some(settings) = settings.get_ref().as_table() {
-                self.stream(stream.get_ref(), settings);
+        let prefix = format!("{all}.");
+        for (name, settings) in tables {
+            if let Err(message) = named.check_name(name.get_ref()) {
+                self.refuse(&prefix, name, settings.span(), message);
+            } else if let Some(table) = settings.get_ref().as_table() {
+                let place = self.assignment(&prefix, name, settings.span());
+                self.layer.tables.push((named, name.get_ref().to_string(), place));
+                self.table(named, name.get_ref(), table);
             } else {
-                let message = "not a stream's table; write [streams.NAME] and its settings below";
-                self.refuse("streams.", stream, settings.span(), message);
+                let message = format!("not a {what}'s table; write [{all}.NAME] and its settings below");
+                self.refuse(&prefix, name, settings.span(), message);
             }
         }
     }
 
-    fn stream(&mut self, stream: &str, settings: &DeTable<'_>) {
-        let prefix = format!("[streams.{}] ", quoted_key(stream));
-        self.layer.streams.push(stream.to_owned());
+    fn table(&mut self, named: Named, name: &str, settings: &DeTable<'_>) {
+        let prefix = format!("[{}.{}] ", named.key(), quoted_key(name));
         for (key, value) in settings {
-            let name: &str = key.get_ref();
-            match STREAM_SETTINGS.iter().find(|setting| setting.key == name) {
-                Some(setting) => self.given(&prefix, key, value, Target::Stream(stream.to_owned(), setting)),
-                None => self.refuse(&prefix, key, value.span(), no_such_stream_setting(stream, name, value)),
+            match named.target(name, key.get_ref()) {
+                Some(target) => self.given(&prefix, key, value, target),
+                None => {
+                    let message = no_such_setting(named, name, key.get_ref(), value);
+                    self.refuse(&prefix, key, value.span(), message);
+                }
             }
         }
     }
@@ -201,18 +203,18 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What to say of a key in a stream's table that is no setting of a stream.
-fn no_such_stream_setting(stream: &str, key: &str, value: &Spanned<DeValue<'_>>) -> String {
+/// What to say of a key in a table that is named after something, where it is none of its settings.
+fn no_such_setting(named: Named, name: &str, key: &str, value: &Spanned<DeValue<'_>>) -> String {
+    let (all, what) = (named.key(), named.what());
     if value.get_ref().is_table() {
         return format!(
-            "no such setting of a stream; a name with a dot needs quotes: [streams.\"{stream}.{key}\"]"
+            "no such setting of a {what}; a name with a dot needs quotes: [{all}.\"{name}.{key}\"]"
         );
     }
     if SETTINGS.iter().any(|setting| setting.key == key) {
-        return format!("`{key}` is a setting of the whole relay; write it above the first [streams.NAME]");
+        return format!("`{key}` is a setting of the whole relay; write it above the first [{all}.NAME]");
     }
-    let known = STREAM_SETTINGS.iter().map(|setting| setting.key);
-    format!("no such setting of a stream{}", did_you_mean(key, known, '`'))
+    format!("no such setting of a {what}{}", did_you_mean(key, named.keys(), '`'))
 }
 
 /// A key as TOML wants it written: in quotes where it is more than letters, digits, `_` and `-`.

@@ -64,6 +64,41 @@ pub fn fill_template(template: &str, stream: &str) -> Result<String, String> {
     check_delivery_stream(&name).map(|()| name)
 }
 
+/// Whether it has a `{stream}`.
+pub(super) fn is_template(name: &str) -> bool {
+    name.contains(PLACEHOLDER)
+}
+
+/// Whether a name is one that `template` can name, where `{stream}` is any run of a name's characters.
+pub(super) fn matches(template: &str, name: &str) -> bool {
+    let Some((before, after)) = template.split_once(PLACEHOLDER) else { return template == name };
+    name.len() > before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
+}
+
+/// The stream for which `template` names `name`, if there is one.
+pub(super) fn stream_of<'a>(template: &str, name: &'a str) -> Option<&'a str> {
+    let (before, after) = template.split_once(PLACEHOLDER)?;
+    name.strip_prefix(before)?.strip_suffix(after).filter(|stream| check_stream(stream).is_ok())
+}
+
+/// Which of two templates is meant where both match: the greater one. No two that match the same name are equal.
+pub(super) fn precedence(template: &str) -> (usize, usize) {
+    (template.len(), template.find(PLACEHOLDER).unwrap_or(template.len()))
+}
+
+/// Whether some name is one that both templates can name.
+pub(super) fn overlap(one: &str, other: &str) -> bool {
+    let (Some((before, after)), Some((other_before, other_after))) =
+        (one.split_once(PLACEHOLDER), other.split_once(PLACEHOLDER))
+    else {
+        return matches(one, other) || matches(other, one);
+    };
+    let longer = |a: &str, b: &str| a.len().max(b.len());
+    (before.starts_with(other_before) || other_before.starts_with(before))
+        && (after.ends_with(other_after) || other_after.ends_with(after))
+        && longer(before, other_before) + longer(after, other_after) < NAME_BYTES_MAX
+}
+
 fn is_name(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(legal)
@@ -91,6 +126,42 @@ mod tests {
         let long = "x".repeat(64) + "{stream}";
         for template in ["", "{stream}{stream}", "{strem}", "a b", "{", &long] {
             assert!(check_template(template).is_err(), "{template}");
+        }
+    }
+
+    #[test]
+    fn a_template_matches_what_it_can_be_filled_to() {
+        for (template, name) in
+            [("eu-{stream}", "eu-a"), ("{stream}", "a"), ("{stream}.v1", "a.v1"), ("a", "a")]
+        {
+            assert!(matches(template, name), "{template} {name}");
+        }
+        for (template, name) in
+            [("eu-{stream}", "eu-"), ("eu-{stream}", "us-a"), ("aa{stream}aa", "aaa"), ("a", "b")]
+        {
+            assert!(!matches(template, name), "{template} {name}");
+        }
+        assert_eq!(stream_of("eu-{stream}", "eu-a"), Some("a"));
+        assert_eq!(stream_of("{stream}.", "..."), None, "no stream may be called \"..\"");
+        assert_eq!(stream_of("a", "a"), None);
+    }
+
+    #[test]
+    fn templates_overlap_where_a_name_fits_both() {
+        let long = format!("{}{{stream}}", "x".repeat(60));
+        for (one, other) in [
+            ("{stream}", "eu-{stream}"),
+            ("a{stream}", "{stream}b"),
+            ("ab{stream}", "a{stream}c"),
+            ("a", "{stream}"),
+            ("a", "a"),
+        ] {
+            assert!(overlap(one, other) && overlap(other, one), "{one} {other}");
+        }
+        for (one, other) in
+            [("eu-{stream}", "us-{stream}"), ("{stream}a", "{stream}b"), (&long, "{stream}yyyy")]
+        {
+            assert!(!overlap(one, other) && !overlap(other, one), "{one} {other}");
         }
     }
 

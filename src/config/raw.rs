@@ -1,7 +1,9 @@
 //! Raw values: what a source says, before anything is checked but that the key exists.
 
 use super::Config;
+use super::delivery_stream::DeliveryStreamOptions;
 use super::errors::Place;
+use super::named::Named;
 use super::setting::Setting;
 use super::stream::StreamOptions;
 
@@ -69,6 +71,8 @@ pub(super) enum Target {
     Relay(&'static Setting<Config>),
     /// A setting of the stream with this name.
     Stream(String, &'static Setting<StreamOptions>),
+    /// A setting of the delivery streams with this name or template.
+    DeliveryStream(String, &'static Setting<DeliveryStreamOptions>),
 }
 
 /// One value that a source gives.
@@ -84,6 +88,6 @@ pub(super) struct Given {
 pub(super) struct Layer {
     /// The values, in the order in which they were written.
     pub given: Vec<Given>,
-    /// The streams that have a table, an empty one included.
-    pub streams: Vec<String>,
+    /// The tables that are named after something, empty ones included, and where each begins.
+    pub tables: Vec<(Named, String, Place)>,
 }

@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::delivery_stream::DeliveryStreamOptions;
 use super::errors::{Errors, Place};
+use super::named::Named;
 use super::raw::{Given, Layer, Target};
+use super::reach;
 use super::stream::StreamOptions;
 use super::units::format_duration;
 use super::{
-    BodyHash, Config, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode, SpoolMode,
-    SyncAt,
+    BodyHash, Config, DeliveryStreamSettings, DeliveryStreams, DestinationChoice, IoChoice, ListenAddress,
+    OnFull, Packing, PackingMode, SpoolMode, SyncAt,
 };
 
 /// Applies the layers in ascending precedence, the defaults first.
@@ -19,6 +22,8 @@ pub(super) fn resolve(layers: Vec<Layer>, errors: Errors) -> Result<Config, Erro
     let mut draft = Draft {
         config: blank(),
         streams: BTreeMap::new(),
+        delivery_streams: BTreeMap::new(),
+        tables: BTreeMap::new(),
         places: BTreeMap::new(),
         wrong: BTreeSet::new(),
         errors,
@@ -27,6 +32,7 @@ pub(super) fn resolve(layers: Vec<Layer>, errors: Errors) -> Result<Config, Erro
         draft.apply(layer);
     }
     draft.resolve_streams();
+    draft.resolve_delivery_streams();
     draft.check();
     draft.errors.into_result(draft.config)
 }
@@ -35,6 +41,9 @@ pub(super) fn resolve(layers: Vec<Layer>, errors: Errors) -> Result<Config, Erro
 struct Draft {
     config: Config,
     streams: BTreeMap<String, StreamOptions>,
+    delivery_streams: BTreeMap<String, DeliveryStreamOptions>,
+    /// Where the table of each delivery stream begins.
+    tables: BTreeMap<String, Place>,
     /// Where each of the relay's settings got its value.
     places: BTreeMap<&'static str, Place>,
     /// The settings that had an error, of which nothing more is said.
@@ -44,12 +53,23 @@ struct Draft {
 
 impl Draft {
     fn apply(&mut self, layer: Layer) {
-        for stream in layer.streams {
-            self.streams.entry(stream).or_default();
+        for (named, name, place) in layer.tables {
+            match named {
+                Named::Stream => _ = self.stream(name),
+                Named::DeliveryStream => {
+                    self.tables.insert(name.clone(), place);
+                    self.delivery_streams.entry(name).or_default();
+                }
+            }
         }
         for given in layer.given {
             self.apply_one(given);
         }
+    }
+
+    fn stream(&mut self, name: String) -> &mut StreamOptions {
+        let options = StreamOptions { name: name.clone(), ..StreamOptions::default() };
+        self.streams.entry(name).or_insert(options)
     }
 
     fn apply_one(&mut self, given: Given) {
@@ -62,8 +82,9 @@ impl Draft {
                 self.places.insert(setting.key, given.place.clone());
                 result
             }
-            Target::Stream(stream, setting) => {
-                setting.kind.apply(self.streams.entry(stream).or_default(), &given.raw)
+            Target::Stream(stream, setting) => setting.kind.apply(self.stream(stream), &given.raw),
+            Target::DeliveryStream(name, setting) => {
+                setting.kind.apply(self.delivery_streams.entry(name).or_default(), &given.raw)
             }
         };
         if let Err(message) = result {
@@ -78,6 +99,13 @@ impl Draft {
         }
     }
 
+    fn resolve_delivery_streams(&mut self) {
+        for (name, options) in std::mem::take(&mut self.delivery_streams) {
+            let settings = options.resolve(&self.config.delivery_stream_defaults);
+            self.config.delivery_streams.insert(name, settings);
+        }
+    }
+
     /// Checks what concerns two settings at once.
     fn check(&mut self) {
         let config = &mut self.config;
@@ -87,6 +115,7 @@ impl Draft {
         self.check_addresses();
         self.check_sync();
         self.check_streams();
+        self.check_delivery_streams();
     }
 
     fn check_retries(&mut self) {
@@ -132,6 +161,34 @@ impl Draft {
         }
     }
 
+    /// A table for nothing is refused and not only warned of: its name is most likely misspelt, and what it says of
+    /// the region, the role and the rate would be missed silently, by events that are delivered all the same.
+    fn check_delivery_streams(&mut self) {
+        let tables = || self.config.delivery_streams.iter();
+        let has_role = |settings: &DeliveryStreamSettings| settings.role_arn.is_some();
+        let mut wrong = Vec::new();
+        for (name, settings) in tables() {
+            if settings.external_id.is_some() && !has_role(settings) {
+                wrong.push((name, "external_id is for a role that is assumed; give a role_arn too"));
+            }
+        }
+        if self.config.destination == DestinationChoice::Firehose {
+            let message = "no stream can be mapped to it; see the spelling, delivery_stream and the streams' \
+                           delivery_streams";
+            wrong.extend(reach::out_of_reach(&self.config).into_iter().map(|name| (name, message)));
+        }
+        for (name, message) in wrong {
+            self.errors.push(self.tables[name].clone(), message);
+        }
+        let defaults = &self.config.delivery_stream_defaults;
+        if defaults.external_id.is_some() && !has_role(defaults) && !tables().any(|(_, one)| has_role(one)) {
+            self.refuse(
+                ["external_id", "role_arn"],
+                "external_id is for a role that is assumed; give a role_arn too",
+            );
+        }
+    }
+
     /// An error of several settings, said at the place that has the last word, unless one is wrong in itself.
     fn refuse<const N: usize>(&mut self, keys: [&'static str; N], message: impl Into<String>) {
         if keys.iter().any(|key| self.wrong.contains(key)) {
@@ -164,8 +221,7 @@ fn blank() -> Config {
         sync_at: SyncAt::Delivered,
         admin: SocketAddr::from(([0, 0, 0, 0], 0)),
         destination: DestinationChoice::Null,
-        endpoint_url: None,
-        region: None,
+        delivery_stream_defaults: DeliveryStreamSettings::default(),
         delivery_stream: String::new(),
         shards: None,
         io: IoChoice::Auto,
@@ -205,5 +261,6 @@ fn blank() -> Config {
         handover: String::new(),
         log: String::new(),
         streams: BTreeMap::new(),
+        delivery_streams: DeliveryStreams::default(),
     }
 }

@@ -18,15 +18,11 @@ pub(super) fn set_listen(config: &mut Config, texts: &[&str]) -> Result<(), Stri
     Ok(())
 }
 
-pub(super) fn set_endpoint_url(config: &mut Config, text: &str) -> Result<(), String> {
-    config.endpoint_url = match text {
-        "" => None,
-        _ => {
-            check_url(text)?;
-            Some(text.to_owned())
-        }
-    };
-    Ok(())
+pub(super) fn read_endpoint_url(text: &str) -> Result<Option<String>, String> {
+    if !text.is_empty() {
+        check_url(text)?;
+    }
+    Ok(unless_empty(text))
 }
 
 fn check_url(text: &str) -> Result<(), String> {
@@ -40,13 +36,53 @@ fn check_url(text: &str) -> Result<(), String> {
     }
 }
 
-pub(super) fn set_region(config: &mut Config, text: &str) -> Result<(), String> {
+pub(super) fn read_region(text: &str) -> Result<Option<String>, String> {
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if text.len() > 64 || !text.bytes().all(legal) {
         return Err("not a region; write one such as \"eu-central-1\"".into());
     }
-    config.region = Some(text.to_owned()).filter(|region| !region.is_empty());
-    Ok(())
+    Ok(unless_empty(text))
+}
+
+/// The most characters of a role with its path: 512 of the path and 64 of the name (IAM's quotas).
+const ROLE_CHARACTERS_MAX: usize = 576;
+
+pub(super) fn read_role_arn(text: &str) -> Result<Option<String>, String> {
+    if !text.is_empty() && !is_role_arn(text) {
+        return Err("not a role's ARN; write one such as \"arn:aws:iam::123456789012:role/standpipe\"".into());
+    }
+    Ok(unless_empty(text))
+}
+
+/// Whether it is `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`, with twelve digits for the account.
+fn is_role_arn(text: &str) -> bool {
+    let parts: Vec<&str> = text.splitn(6, ':').collect();
+    let ["arn", partition, "iam", "", account, resource] = parts[..] else { return false };
+    let is_partition = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
+    let is_of_role = |byte: u8| byte.is_ascii_alphanumeric() || b"_+=,.@-/".contains(&byte);
+    let Some(role) = resource.strip_prefix("role/") else { return false };
+    partition.starts_with("aws")
+        && partition.bytes().all(is_partition)
+        && account.len() == 12
+        && account.bytes().all(|byte| byte.is_ascii_digit())
+        && role.len() <= ROLE_CHARACTERS_MAX
+        && !role.starts_with('/')
+        && !role.ends_with('/')
+        && !role.is_empty()
+        && role.bytes().all(is_of_role)
+}
+
+/// As STS has it for `ExternalId` (API reference of AssumeRole).
+pub(super) fn read_external_id(text: &str) -> Result<Option<String>, String> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&byte);
+    if !text.is_empty() && (!(2..=1224).contains(&text.len()) || !text.bytes().all(legal)) {
+        return Err("not an external id; write 2 to 1,224 of A-Z a-z 0-9 and + = , . @ : / - _".into());
+    }
+    Ok(unless_empty(text))
+}
+
+fn unless_empty(text: &str) -> Option<String> {
+    Some(text.to_owned()).filter(|text| !text.is_empty())
 }
 
 /// The longest name for the hand-over: the address that it becomes has 107 octets at most (unix(7)).

@@ -12,6 +12,8 @@ use super::{Config, StreamConfig};
 /// The settings of one stream as its table has them; `None` takes the relay's.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StreamOptions {
+    /// The stream's own, for the templates among its delivery streams.
+    pub name: String,
     pub delivery_streams: Vec<String>,
     pub mode: Option<PackingMode>,
     pub record_events_max: Option<u32>,
@@ -43,8 +45,8 @@ pub(crate) static STREAM_SETTINGS: &[Setting<StreamOptions>] = &[
         key: "delivery_streams",
         group: Group::Destination,
         help: "Delivery streams that the stream is spread over",
-        doc: "Their quotas add up. Without it the stream goes where delivery_stream says. Only for the \
-              destination \"firehose\"; others take no notice.",
+        doc: "Their quotas add up. {stream} stands for the stream's name, as in delivery_stream, which says where the \
+              stream goes without this. Only for the destination \"firehose\"; others take no notice.",
         default: "",
         kind: Kind::List {
             name: "NAMES",
@@ -115,8 +117,9 @@ pub(crate) static STREAM_SETTINGS: &[Setting<StreamOptions>] = &[
 ];
 
 fn set_delivery_streams(stream: &mut StreamOptions, texts: &[&str]) -> Result<(), String> {
-    let names =
-        each(texts, "a delivery stream", |text| name::check_delivery_stream(text).map(|()| text.to_owned()))?;
+    let names = each(texts, "a delivery stream", |text| {
+        name::check_template(text).and_then(|()| name::fill_template(text, &stream.name))
+    })?;
     if let Some(twice) = (1..names.len()).find(|index| names[..*index].contains(&names[*index])) {
         return Err(format!("\"{}\" stands in it twice", names[twice]));
     }

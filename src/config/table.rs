@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use super::Config;
 use super::choices::{BodyHash, IoChoice, OnFull, Packing, PackingMode, SpoolMode, SyncAt};
+use super::delivery_stream::{BYTES_PER_SECOND, CALLS_PER_SECOND, LEARNED, RECORDS_PER_SECOND, ceiling};
 use super::name;
-use super::setters::{set_endpoint_url, set_handover, set_listen, set_log, set_region};
+use super::setters::{
+    read_endpoint_url, read_external_id, read_region, read_role_arn, set_handover, set_listen, set_log,
+};
 use super::setting::{Group, Kind, Setting};
 
 /// A number of events that stands for no limit.
@@ -170,7 +173,9 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         kind: Kind::Text {
             name: "URL",
             form: "a URL with http:// or https://, or empty",
-            set: set_endpoint_url,
+            set: |config, text| {
+                read_endpoint_url(text).map(|url| config.delivery_stream_defaults.endpoint_url = url)
+            },
         },
     },
     Setting {
@@ -182,7 +187,38 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         kind: Kind::Text {
             name: "REGION",
             form: "a region such as \"eu-central-1\", or empty",
-            set: set_region,
+            set: |config, text| {
+                read_region(text).map(|region| config.delivery_stream_defaults.region = region)
+            },
+        },
+    },
+    Setting {
+        key: "role_arn",
+        group: Group::Destination,
+        help: "AWS role that is assumed to deliver",
+        doc: "For delivery streams of another account: the role is that account's, and its trust policy lets the \
+              identity of this process assume it. Empty: that identity delivers itself.",
+        default: r#""""#,
+        kind: Kind::Text {
+            name: "ARN",
+            form: "a role such as \"arn:aws:iam::123456789012:role/standpipe\", or empty",
+            set: |config, text| {
+                read_role_arn(text).map(|role| config.delivery_stream_defaults.role_arn = role)
+            },
+        },
+    },
+    Setting {
+        key: "external_id",
+        group: Group::Destination,
+        help: "External id with which roles are assumed",
+        doc: "What a role's trust policy asks for as sts:ExternalId. Empty: none.",
+        default: r#""""#,
+        kind: Kind::Text {
+            name: "ID",
+            form: "2 to 1,224 of A-Z a-z 0-9 and + = , . @ : / - _, or nothing",
+            set: |config, text| {
+                read_external_id(text).map(|id| config.delivery_stream_defaults.external_id = id)
+            },
         },
     },
     Setting {
@@ -470,6 +506,46 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
             to: 10_000,
             word: None,
             set: |config, n| config.max_lane_calls = n as usize,
+        },
+    },
+    Setting {
+        key: "max_bytes_per_second",
+        group: Group::Calls,
+        help: "Most bytes a second to one delivery stream",
+        doc: "Of records, before base64: what its quota counts. Several relays share the quota: give each its part. \
+              \"auto\" has no ceiling; the rate is learned from throttling.",
+        default: r#""auto""#,
+        kind: Kind::Size {
+            from: BYTES_PER_SECOND.0,
+            to: BYTES_PER_SECOND.1,
+            word: LEARNED,
+            set: |config, rate| config.delivery_stream_defaults.max_bytes_per_second = ceiling(rate),
+        },
+    },
+    Setting {
+        key: "max_records_per_second",
+        group: Group::Calls,
+        help: "Most records a second to one delivery stream",
+        doc: "As max_bytes_per_second, for records.",
+        default: r#""auto""#,
+        kind: Kind::Count {
+            from: RECORDS_PER_SECOND.0,
+            to: RECORDS_PER_SECOND.1,
+            word: LEARNED,
+            set: |config, rate| config.delivery_stream_defaults.max_records_per_second = ceiling(rate),
+        },
+    },
+    Setting {
+        key: "max_calls_per_second",
+        group: Group::Calls,
+        help: "Most calls a second to one delivery stream",
+        doc: "As max_bytes_per_second, for calls.",
+        default: r#""auto""#,
+        kind: Kind::Count {
+            from: CALLS_PER_SECOND.0,
+            to: CALLS_PER_SECOND.1,
+            word: LEARNED,
+            set: |config, rate| config.delivery_stream_defaults.max_calls_per_second = ceiling(rate),
         },
     },
     Setting {

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
+use super::delivery_stream::DELIVERY_STREAM_SETTINGS;
 use super::setting::Setting;
 use super::stream::STREAM_SETTINGS;
 use super::*;
 
+mod delivery_streams;
 mod refusals;
 
 /// A file in a directory of its own, which goes when this does.
@@ -54,7 +56,7 @@ fn without_directory(line: &str) -> String {
 }
 
 /// A value other than the default for each setting of the relay, as TOML.
-const OTHER_VALUES: [(&str, &str); 46] = [
+const OTHER_VALUES: [(&str, &str); 51] = [
     ("listen", r#"["[::1]:7000", "unix:/run/standpipe.sock"]"#),
     ("admin", r#""[::1]:7001""#),
     ("max_connections", "7"),
@@ -67,6 +69,8 @@ const OTHER_VALUES: [(&str, &str); 46] = [
     ("destination", r#""firehose""#),
     ("endpoint_url", r#""http://127.0.0.1:5000""#),
     ("region", r#""eu-central-1""#),
+    ("role_arn", r#""arn:aws:iam::123456789012:role/relays/standpipe""#),
+    ("external_id", r#""standpipe@example""#),
     ("delivery_stream", r#""prod-{stream}""#),
     ("linger", r#""250ms""#),
     ("max_frame_bytes", "1000"),
@@ -91,6 +95,9 @@ const OTHER_VALUES: [(&str, &str); 46] = [
     ("max_calls", "10"),
     ("body_hash", r#""standard""#),
     ("max_lane_calls", "4"),
+    ("max_bytes_per_second", r#""5MiB""#),
+    ("max_records_per_second", "1000"),
+    ("max_calls_per_second", "100"),
     ("call_timeout", r#""20s""#),
     ("connect_timeout", r#""2s""#),
     ("retry_base", r#""200ms""#),
@@ -103,8 +110,12 @@ const OTHER_VALUES: [(&str, &str); 46] = [
     ("log", r#""warn,standpipe::shard=debug""#),
 ];
 
-/// `only_configured_streams` wants one, so that all tests of single settings have it.
-const ONE_STREAM: &str = "\n[streams.clicks]\n";
+/// `only_configured_streams` wants a stream and `external_id` a role, so that all tests of single settings have them.
+const TABLES: &str = "
+[streams.clicks]
+[delivery_streams.clicks]
+role_arn = \"arn:aws:iam::123456789012:role/standpipe\"
+";
 
 /// The words of a TOML value, as the environment and the flags have them.
 fn words(value: &str) -> Vec<&str> {
@@ -119,8 +130,15 @@ fn the_defaults_are_those_of_the_design() {
         sync_at: SyncAt::Delivered,
         admin: ([127, 0, 0, 1], 9155).into(),
         destination: DestinationChoice::Directory("./standpipe-data".into()),
-        endpoint_url: None,
-        region: None,
+        delivery_stream_defaults: DeliveryStreamSettings {
+            region: None,
+            role_arn: None,
+            external_id: None,
+            endpoint_url: None,
+            max_bytes_per_second: None,
+            max_records_per_second: None,
+            max_calls_per_second: None,
+        },
         delivery_stream: "{stream}".into(),
         shards: None,
         io: IoChoice::Auto,
@@ -164,23 +182,24 @@ fn the_defaults_are_those_of_the_design() {
         handover: "auto".into(),
         log: "info".into(),
         streams: BTreeMap::new(),
+        delivery_streams: DeliveryStreams::default(),
     };
     assert_eq!(config, expected);
 }
 
 #[test]
 fn every_setting_can_be_set_from_every_source() {
-    let base = load(ONE_STREAM, &[], &[]).expect("a good file");
+    let base = load(TABLES, &[], &[]).expect("a good file");
     let keys: Vec<_> = SETTINGS.iter().map(|setting| setting.key).collect();
     assert_eq!(keys, OTHER_VALUES.map(|(key, _)| key), "a value for each setting, in the table's order");
     // The other value of `sync_at` wants a spool: see the refusals.
     let alone = |(setting, _): &(&Setting<Config>, _)| setting.key != "sync_at";
     for (setting, (key, value)) in SETTINGS.iter().zip(OTHER_VALUES).filter(alone) {
-        let from_file = load(&format!("{key} = {value}{ONE_STREAM}"), &[], &[]).expect(key);
+        let from_file = load(&format!("{key} = {value}{TABLES}"), &[], &[]).expect(key);
         let word = words(value).join(",");
-        let from_environment = load(ONE_STREAM, &[(&setting.variable(), &word)], &[]).expect(key);
+        let from_environment = load(TABLES, &[(&setting.variable(), &word)], &[]).expect(key);
         let flags: Vec<_> = words(value).into_iter().map(|word| (key, word)).collect();
-        let from_flags = load(ONE_STREAM, &[], &flags).expect(key);
+        let from_flags = load(TABLES, &[], &flags).expect(key);
         assert_ne!(from_file, base, "{key}");
         assert_eq!(from_file, from_environment, "{key}");
         assert_eq!(from_file, from_flags, "{key}");
@@ -221,12 +240,21 @@ fn the_default_configuration_reads_back_as_the_defaults() {
 }
 
 #[test]
-fn the_example_of_streams_in_the_default_configuration_is_good() {
+fn the_examples_of_tables_in_the_default_configuration_are_good() {
     let text = Config::default_toml();
-    let example = text.split("For example:").nth(1).expect("an example at the end");
-    let example: Vec<_> = example.lines().map(|line| line.trim_start_matches(['#', ' '])).collect();
-    let config = load(&example.join("\n"), &[], &[]).expect("a good example");
+    let examples: Vec<_> = text
+        .split("For example:")
+        .skip(1)
+        .map(|example| {
+            let lines = example.lines().take_while(|line| line.starts_with('#') || line.is_empty());
+            lines.map(|line| line.trim_start_matches(['#', ' ']).to_owned() + "\n").collect::<String>()
+        })
+        .collect();
+    let examples = examples.iter().map(|example| example.split("----").next().unwrap_or_default());
+    let config = load(&examples.collect::<String>(), &[], &[]).expect("good examples");
     assert_eq!(config.streams.keys().collect::<Vec<_>>(), ["app.log", "clicks"]);
+    let names: Vec<_> = config.delivery_streams.iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["eu-clicks", "eu-{stream}"]);
 }
 
 #[test]
@@ -261,7 +289,10 @@ fn a_value_can_be_taken_back_to_what_the_machine_says() {
     let config = load(file, &[], &[]).expect("a good file");
     assert_eq!((config.shards, config.memory), (Some(3), Some(64 << 20)));
     assert_eq!(
-        (config.region.as_deref(), config.endpoint_url.as_deref()),
+        (
+            config.delivery_stream_defaults.region.as_deref(),
+            config.delivery_stream_defaults.endpoint_url.as_deref()
+        ),
         (Some("eu-west-1"), Some("https://x"))
     );
     let environment =
@@ -299,10 +330,14 @@ fn what_kubernetes_sets_for_a_service_called_standpipe_is_no_setting() {
         !setting.variable().contains("_PORT") && !setting.variable().contains("_SERVICE")
     };
     assert!(SETTINGS.iter().all(is_no_link));
-    assert_eq!(
-        errors_of("", &[("STANDPIPE_STREAMS_CLICKS", "x")], &[]),
-        ["STANDPIPE_STREAMS_CLICKS=x: streams can be configured only in the file"]
-    );
+    for (variable, what) in
+        [("STANDPIPE_STREAMS_CLICKS", "streams"), ("STANDPIPE_DELIVERY_STREAMS_CLICKS", "delivery streams")]
+    {
+        assert_eq!(
+            errors_of("", &[(variable, "x")], &[]),
+            [format!("{variable}=x: {what} can be configured only in the file")]
+        );
+    }
 }
 
 #[test]
@@ -319,6 +354,7 @@ fn every_row_of_the_table_is_fit_to_print() {
     }
     check(SETTINGS);
     check(STREAM_SETTINGS);
+    check(DELIVERY_STREAM_SETTINGS);
 }
 
 #[test]

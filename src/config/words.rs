@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::Config;
 use super::errors::{Errors, Place, did_you_mean, shown};
+use super::named::Named;
 use super::raw::{Given, Layer, Raw, Target};
 use super::setting::{Kind, Setting};
 use super::table::SETTINGS;
@@ -48,8 +49,10 @@ fn read_variable(name: &str, value: &OsStr, layer: &mut Layer, errors: &mut Erro
 }
 
 fn no_such_variable(name: &str) -> String {
-    if name.starts_with("STANDPIPE_STREAMS") {
-        return "streams can be configured only in the file".into();
+    for named in Named::ALL {
+        if name[PREFIX.len()..].starts_with(&named.key().to_ascii_uppercase()) {
+            return format!("{}s can be configured only in the file", named.what());
+        }
     }
     let variables: Vec<_> = SETTINGS.iter().map(Setting::variable).chain([FILE_VARIABLE.into()]).collect();
     let known = variables.iter().map(|variable| &variable[PREFIX.len()..]);

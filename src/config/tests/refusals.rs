@@ -134,6 +134,22 @@ fn each_kind_of_value_is_refused_with_its_own_sentence() {
         ("[streams._other]", "no stream may be called"),
         ("[streams.a]\ndelivery_streams = [\"x\", \"x\"]", "\"x\" stands in it twice"),
         ("[streams.a]\ndelivery_streams = []", "empty; give at least a delivery stream"),
+        ("role_arn = \"standpipe\"", "not a role's ARN"),
+        ("external_id = \"a b\"", "not an external id"),
+        ("external_id = \"ab\"", "external_id is for a role that is assumed; give a role_arn too"),
+        ("max_bytes_per_second = \"1B\"", "too low; the least is 1kB"),
+        (
+            "max_calls_per_second = \"x\"",
+            "not a whole number; write it in digits, without quotes, or \"auto\"",
+        ),
+        ("delivery_streams = []", "not a table; write [delivery_streams.NAME] for each delivery stream"),
+        ("delivery_streams.a = 1", "not a delivery stream's table; write [delivery_streams.NAME]"),
+        ("[delivery_streams.a.b]", "a name with a dot needs quotes: [delivery_streams.\"a.b\"]"),
+        ("[delivery_streams.\"{stream}{stream}\"]", "{stream} may stand in it only once"),
+        ("[delivery_streams.a]\nlinger = 1", "`linger` is a setting of the whole relay"),
+        ("[delivery_streams.a]\nregoin = \"x\"", "did you mean `region`?"),
+        ("[delivery_streams.a]\nexternal_id = \"ab\"", "give a role_arn too"),
+        ("[streams.a]\ndelivery_streams = [\"a\", \"{stream}\"]", "\"a\" stands in it twice"),
         ("[linger]\nx = 1", "not a duration"),
     ];
     for (file, message) in wrong {
