@@ -666,7 +666,7 @@ def aws():
         'over several delivery streams.',
         [(throttled, '{{delivery_stream}}')],
         'percentunit',
-        steps(GREEN, (0.05, RED)),
+        steps(GREEN, (0.002, YELLOW), (0.05, RED)),
         runbook='StandpipeThrottled',
     )
     yield series(

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::batch::{Batch, Body, LINES_BYTES_MAX};
-use crate::config::Config;
+use crate::config::{Config, DestinationChoice};
 use crate::destination::{Call, Destination, Encoding, Outcome};
 use crate::failpoint::{self, Flaw, Point};
 use crate::memory::Memory;
@@ -39,6 +39,7 @@ mod task;
 
 use self::lane::{Lane, LaneLimits, LaneState, Readiness};
 use self::letters::Letters;
+use self::pace::Ceilings;
 use self::piece::{Loose, Piece};
 use self::queues::{Item, LaneLink, StreamQueue};
 use self::spill::Spill;
@@ -303,7 +304,7 @@ impl Delivery {
         }
         let entry = LaneEntry {
             delivery_stream: Arc::clone(delivery_stream),
-            policy: Lane::default(),
+            policy: Lane::new(self.ceilings(delivery_stream)),
             counters: self.parts.metrics.lane(delivery_stream),
             streams: Vec::new(),
             line: BinaryHeap::new(),
@@ -321,6 +322,20 @@ impl Delivery {
         self.lanes[index] = Some(entry);
         self.lane_of.insert(Arc::clone(delivery_stream), index);
         index
+    }
+
+    /// Only Firehose has quotas.
+    fn ceilings(&self, delivery_stream: &str) -> Ceilings {
+        let config = &self.parts.config;
+        if config.destination != DestinationChoice::Firehose {
+            return Ceilings::default();
+        }
+        let settings = config.delivery_stream_settings(delivery_stream);
+        Ceilings {
+            bytes: settings.max_bytes_per_second,
+            records: settings.max_records_per_second,
+            calls: settings.max_calls_per_second,
+        }
     }
 
     fn lane(&mut self, index: usize) -> &mut LaneEntry {
@@ -440,8 +455,8 @@ impl Delivery {
             return None;
         }
         let may_recall = entry.recalled < (self.limits.calls_max / 2).max(1);
-        let bytes_max = entry.policy.pace().call_bytes_max();
-        let call = queue.next_call(self.encoding, &self.parts.memory, bytes_max, may_recall);
+        let max = entry.policy.pace().call_max();
+        let call = queue.next_call(self.encoding, &self.parts.memory, max, may_recall);
         if call.is_none() && queue.has_recalled() {
             // Its turn comes when a call with what was read back ends.
             return None;

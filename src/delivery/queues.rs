@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::piece::{self, Loose, Piece};
+use super::piece::{self, CallMax, Loose, Piece};
 use crate::batch::Ticket;
 use crate::destination::Encoding;
 use crate::encode::CALL_BYTES_MAX;
@@ -247,19 +247,18 @@ impl StreamQueue {
         self.links.iter_mut().for_each(|link| link.sent = link.sent.max(furthest - CATCH_UP_BYTES));
     }
 
-    /// Takes what goes into the next call, which has at most `bytes_max` unless it is one record: the older of what is
-    /// packed and what is loose.
+    /// Takes what goes into the next call, which has at most `max`: the older of what is packed and what is loose.
     ///
     /// What was read back from disk takes turns with the rest, and goes only where `may_recall` says so.
     pub fn next_call(
         &mut self,
         encoding: Encoding,
         memory: &Arc<Memory>,
-        bytes_max: usize,
+        max: CallMax,
         may_recall: bool,
     ) -> Option<Piece> {
-        let piece = self.next_piece(encoding, memory, bytes_max, may_recall)?;
-        let Some([first, rest]) = piece.split(memory, bytes_max) else { return Some(piece) };
+        let piece = self.next_piece(encoding, memory, max, may_recall)?;
+        let Some([first, rest]) = piece.split(memory, max) else { return Some(piece) };
         self.put_back(Item::Piece(rest));
         Some(first)
     }
@@ -268,16 +267,16 @@ impl StreamQueue {
         &mut self,
         encoding: Encoding,
         memory: &Arc<Memory>,
-        bytes_max: usize,
+        max: CallMax,
         may_recall: bool,
     ) -> Option<Piece> {
         let has_fresh = !self.pieces.is_empty() || !self.loose.is_empty();
         self.recalled_next = !self.recalled_next;
         if may_recall && self.has_recalled() && (self.recalled_next || !has_fresh) {
-            return piece::merge(&mut self.recalled, encoding, memory, bytes_max);
+            return piece::merge(&mut self.recalled, encoding, memory, max);
         }
         if self.is_piece_first() {
-            return self.merge(encoding, memory, bytes_max);
+            return self.merge(encoding, memory, max);
         }
         let piece = self.pack(encoding, memory)?;
         self.loose_bytes -= piece.bytes();
@@ -313,10 +312,10 @@ impl StreamQueue {
     }
 
     /// Puts packed batches together, but none that came behind lines that are loose still.
-    fn merge(&mut self, encoding: Encoding, memory: &Arc<Memory>, bytes_max: usize) -> Option<Piece> {
+    fn merge(&mut self, encoding: Encoding, memory: &Arc<Memory>, max: CallMax) -> Option<Piece> {
         let end = self.loose.front().map_or(u64::MAX, |loose| loose.turn);
         let mut behind = self.pieces.split_off(self.pieces.partition_point(|piece| piece.turn <= end));
-        let piece = piece::merge(&mut self.pieces, encoding, memory, bytes_max);
+        let piece = piece::merge(&mut self.pieces, encoding, memory, max);
         self.pieces.append(&mut behind);
         piece
     }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use standpipe::config::{Config, DestinationChoice, OnFull, Packing, PackingMode, StreamConfig};
+use standpipe::config::{
+    Config, DeliveryStreamSettings, DestinationChoice, OnFull, Packing, PackingMode, StreamConfig,
+};
 use standpipe::delivery::bare::{Bare as Delivery, Flight};
 use standpipe::destination::{Call, Destination, Encoding, Outcome, RecordOutcome, Refusal};
 use standpipe::memory::Memory;
@@ -17,7 +19,7 @@ use standpipe::shard::{Shared, bare, bare::Bare as Shard};
 /// Between two looks at everything.
 const TICK: Duration = Duration::from_millis(10);
 /// One record of its own, so that nothing but the quota says how many go into a call.
-const EVENT_BYTES: usize = 2_000;
+pub const EVENT_BYTES: usize = 2_000;
 /// The only stream.
 const STREAM: &str = "clicks";
 
@@ -91,6 +93,17 @@ impl Second {
 impl Fleet {
     /// So many relays, each of which is offered so many bytes a second for delivery streams with these quotas.
     pub fn new(seed: u64, relays: usize, offered: u64, quotas: &[(&str, u64)]) -> Self {
+        Self::configured(seed, relays, offered, quotas, DeliveryStreamSettings::default())
+    }
+
+    /// The same, with such settings for every delivery stream.
+    pub fn configured(
+        seed: u64,
+        relays: usize,
+        offered: u64,
+        quotas: &[(&str, u64)],
+        settings: DeliveryStreamSettings,
+    ) -> Self {
         let mut rng = Rng::with_seed(seed);
         let now = Instant::now();
         let streams = StreamConfig {
@@ -103,6 +116,7 @@ impl Fleet {
             destination: DestinationChoice::Firehose,
             shards: Some(1),
             streams: [(STREAM.to_owned(), streams)].into(),
+            delivery_stream_defaults: settings,
             ..Config::default()
         };
         let relays = (0..relays).map(|_| Relay::start(&config, now, &mut rng)).collect();

@@ -13,8 +13,9 @@ mod relay;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use fleet::{Fleet, Second};
+use fleet::{EVENT_BYTES, Fleet, Second};
 use machine::{Plan, Tally};
+use standpipe::config::DeliveryStreamSettings;
 #[cfg(debug_assertions)]
 use standpipe::failpoint::Flaw;
 
@@ -282,4 +283,23 @@ fn a_stream_goes_where_there_is_room() {
     println!("four times the quota has {ratio:.2} times the bytes, throttled {throttled:.3}");
     assert!((2.5..6.0).contains(&ratio) && throttled < 0.1, "{ratio}, {throttled}");
     assert!(spread(&seconds).0 > 0.95 * 0.9 * 5.0 * MIB as f64, "all that comes goes out");
+}
+
+#[test]
+fn configured_ceilings_are_kept() {
+    let of_bytes = DeliveryStreamSettings { max_bytes_per_second: Some(MIB), ..Default::default() };
+    let of_records = DeliveryStreamSettings { max_records_per_second: Some(300), ..Default::default() };
+    let of_calls = DeliveryStreamSettings { max_calls_per_second: Some(2), ..Default::default() };
+    let limited = |settings| {
+        let mut fleet = Fleet::configured(9, 1, 4 * MIB, &[("clicks", 100 * MIB)], settings);
+        fleet.run(5);
+        fleet.run(30)
+    };
+    for (settings, aim) in [(of_bytes, MIB as f64), (of_records, 300.0 * EVENT_BYTES as f64)] {
+        let (mean, least, most) = spread(&limited(settings));
+        println!("{:.3} of what is configured ({:.3} to {:.3})", mean / aim, least / aim, most / aim);
+        assert!(least > 0.9 * aim && most < 1.05 * aim, "{least} {most}");
+    }
+    let calls: Vec<u64> = limited(of_calls).iter().map(|second| second.calls).collect();
+    assert!(calls.iter().all(|calls| (1..=3).contains(calls)), "{calls:?}");
 }
