@@ -96,6 +96,8 @@ pub struct Pace {
     /// Bytes a second that the answers have shown.
     learned: Option<f64>,
     window: Option<Window>,
+    /// Bytes a second that were accepted in the last window that ended.
+    accepted_rate: f64,
     /// What was throttled as a whole since something was accepted, and since when.
     refused: Option<(Instant, Answered)>,
     /// Windows without throttling in a row, while calls had to wait for their rate.
@@ -254,6 +256,9 @@ impl Pace {
 
     fn conclude(&mut self, window: &Window, elapsed: Duration, now: Instant) {
         let Answered { accepted, throttled, records, .. } = window.answered;
+        // What a quota has saved up for a burst is no rate: it counts as if it were a second's.
+        let rate = accepted as f64 / elapsed.max(WINDOW).as_secs_f64();
+        let earlier_rate = std::mem::replace(&mut self.accepted_rate, rate);
         if throttled == 0 {
             return self.raise(window.is_held, elapsed);
         }
@@ -268,7 +273,7 @@ impl Pace {
         match self.learned {
             Some(learned) => self.cut(learned, share, now),
             None => {
-                let rate = (accepted as f64 / elapsed.as_secs_f64()).max(RATE_FIRST_MIN);
+                let rate = rate.max(earlier_rate).max(RATE_FIRST_MIN);
                 self.learned = Some(rate);
                 self.cuts = Some(Cuts { since: now, rate, share });
             }
@@ -391,7 +396,7 @@ mod tests {
         }
         assert_eq!(call(50_000, 4 << 20, 0), None, "an outage is over");
         assert_eq!(call(50_500, 0, 4 << 20), None, "another may have begun");
-        assert_eq!(call(51_000, 4 << 20, 0), Some(8.0 * MIB), "it was the quota");
+        assert_eq!(call(51_000, 4 << 20, 0), Some(4.0 * MIB), "it was the quota");
     }
 
     #[test]

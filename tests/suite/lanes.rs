@@ -156,12 +156,11 @@ fn a_quota_is_found_and_kept(io: Io) {
     let rate = |metrics: &Metrics| {
         metrics.sum("standpipe_lane_rate_limit_bytes_per_second", &[("delivery_stream", "clicks")])
     };
-    let metrics = relay.until("a rate is learned", |metrics| rate(metrics) > 0);
-    assert!((250_000..2_000_000).contains(&rate(&metrics)), "{}", rate(&metrics));
+    relay.until("a rate near the quota is learned", |metrics| (250_000..1_500_000).contains(&rate(metrics)));
     let metrics = relay.until_settled(RECORDS);
     let throttled = metrics.sum("standpipe_records_total", &[("outcome", "throttled")]);
     // The first calls were under way together. Whoever has no pace sends each record in vain a dozen times.
-    assert!(throttled < 2 * RECORDS, "{throttled} of {RECORDS} records were throttled");
+    assert!(throttled < 3 * RECORDS, "{throttled} of {RECORDS} records were throttled");
     assert_eq!((metrics.delivered("clicks"), accepted(&sink, "clicks")), (RECORDS, RECORDS));
     assert!(relay.get("/status").body.contains("\"rate_limit_bytes_per_second\":"));
     relay.terminate().assert_code(0);
