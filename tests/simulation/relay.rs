@@ -672,8 +672,8 @@ impl World {
             self.feed_all();
             self.pass_all(100);
             let process = &self.process;
-            let is_on_disk = process.host.as_ref().is_some_and(|host| host.spool.batches() > 0);
-            if process.clients.iter().all(Client::is_done) && process.held() == 0 && !is_on_disk {
+            let is_spool_empty = process.host.as_ref().is_none_or(Host::is_empty);
+            if process.clients.iter().all(Client::is_done) && process.held() == 0 && is_spool_empty {
                 break;
             }
             assert!(
@@ -689,6 +689,7 @@ impl World {
         for _ in 0..10 {
             self.pass_all(1_000);
         }
-        assert_eq!(self.process.shared.memory.used(), 0, "all memory has come home");
+        let left = (self.process.held(), self.process.shared.memory.used());
+        assert_eq!(left, (0, 0), "nothing is held, and all memory has come home");
     }
 }
