@@ -87,6 +87,8 @@ pub enum Flaw {
     SettlesEarly,
     /// A call that was accepted in part is made again as a whole.
     ResendsWhole,
+    /// What could not be written as a dead letter counts as one.
+    TrustsLetters,
 }
 
 /// Passes a point, or dies there.

@@ -48,8 +48,9 @@
 //! reports an error once), so that descriptor is closed and never synced again. The group is written into a new
 //! segment from memory; earlier batches of the poisoned one, whose memory is gone, are read back, checked and
 //! written anew under the same sequence. Then it is removed. After a crash in between, the later copy counts and
-//! the earlier one stands by should the later be damaged. A failed *write* needs less: what was synced before stays
-//! good, and the next group goes to a new segment.
+//! the earlier one stands by should the later be damaged. A batch that cannot be read to be moved is damaged, unless
+//! the caller has it in memory: then it stays, and the caller is told ([`Event::Unreadable`]). A failed *write* needs
+//! less: what was synced before stays good, and the next group goes to a new segment.
 //!
 //! # Recovery
 //!
@@ -137,8 +138,11 @@ pub struct Limits {
 pub enum Event {
     /// The batch is safe on disk; its memory may go.
     Stored(u64),
-    /// The batch is not on disk, or no longer: it stays with the caller.
+    /// The batch is not on disk: it stays with the caller.
     Refused(u64, Refusal),
+    /// A stored batch that the caller has in memory could not be read to be moved elsewhere. It stays where it stands,
+    /// and may be readable for whoever comes next; the caller should not let go of it before it has stored it anew.
+    Unreadable(u64),
     /// A batch that was asked for.
     Loaded {
         /// Which.
@@ -159,8 +163,6 @@ pub enum Event {
         /// Whether it was asked for; else it waited on disk, and was found out by the way.
         was_asked: bool,
     },
-    /// A batch that the caller let go of was found to be unreadable just before: it is on no disk.
-    Gone(u64),
     /// A batch of this stream was asked for, and none waits: what did was found to be damaged meanwhile.
     Nothing(Arc<str>),
     /// Batches of a stream that an earlier process left.
@@ -360,9 +362,7 @@ impl Spool {
     /// The caller drops a stored batch from memory, to fetch it later. `is_unknown`: a call with it ended without a
     /// known outcome.
     pub fn release(&mut self, id: u64, is_unknown: bool) {
-        if !self.index.release(id, is_unknown) {
-            self.events.push_back(Event::Gone(id));
-        }
+        self.index.release(id, is_unknown);
     }
 
     /// The batch is settled: delivered, or dropped and counted.

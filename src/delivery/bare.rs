@@ -8,6 +8,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::{Delivery, Ended, Parts, Started, View, spill};
+use crate::dead_letter::DeadLetters;
 use crate::destination::{Call, Encoding, Outcome};
 use crate::spool::keeper::Keeper;
 
@@ -36,6 +37,11 @@ impl Bare {
             spill.epoch = epoch;
         }
         Self(delivery)
+    }
+
+    /// The same, which has what can never be delivered kept as dead letters.
+    pub fn with_dead_letters(self, dead: DeadLetters) -> Self {
+        Self(self.0.with_dead_letters(dead))
     }
 
     /// Does all that can be done at `now`; gives the calls that start with it.

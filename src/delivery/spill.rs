@@ -49,10 +49,19 @@ struct Spilled {
     events: u64,
     bytes: u64,
     is_stored: bool,
+    /// Whether it could not be read where it stands: what is in memory of it is worth more.
+    is_unreadable: bool,
     /// Whether the spool has not said yet what became of it.
     is_pending: bool,
     /// What is in memory until it is stored; empty where a queue holds it, or nobody.
     items: Vec<Item>,
+}
+
+impl Spilled {
+    /// Whether it is on disk, and can be read from there as far as is known.
+    fn is_readable(&self) -> bool {
+        self.is_stored && !self.is_unreadable
+    }
 }
 
 /// The state of delivery's side of the spool.
@@ -240,9 +249,9 @@ impl Delivery {
                 self.take_recalled(pieces, &header, is_doubtful, now);
             }
             Event::Damaged { id, header, was_asked } => {
-                spill.damaged(id, Some(&header), was_asked, &self.parts);
+                spill.damaged(id, &header, was_asked, &self.parts);
             }
-            Event::Gone(id) => spill.damaged(id, None, false, &self.parts),
+            Event::Unreadable(id) => spill.unreadable(id),
             Event::Nothing(stream) => {
                 spill.answered(&stream, 0);
                 spill.drop_empty(&stream);

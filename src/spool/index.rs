@@ -125,15 +125,14 @@ impl Index {
         }
     }
 
-    /// The caller has it no longer. Whether it is known.
-    pub(super) fn release(&mut self, id: u64, is_unknown: bool) -> bool {
-        let Some(entry) = self.entries.get_mut(&id) else { return false };
+    /// The caller has it no longer.
+    pub(super) fn release(&mut self, id: u64, is_unknown: bool) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.is_held = false;
         entry.is_unknown_since |= is_unknown && !entry.header.is_unknown;
         entry.header.is_unknown |= is_unknown;
         let header = entry.header.clone();
         self.wait(&header, id);
-        true
     }
 
     /// Whether it waits on disk, and was not asked for.

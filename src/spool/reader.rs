@@ -3,7 +3,7 @@
 
 use super::format::{self, BatchHeader};
 use super::index::Where;
-use super::{Event, File, Kind, Op, OpResult, Purpose, RETRY_AFTER, Refusal, Spool};
+use super::{Event, File, Kind, Op, OpResult, Purpose, RETRY_AFTER, Spool};
 
 impl Spool {
     /// Asks for the oldest batch of a stream that nobody holds: [`Event::Loaded`] or [`Event::Damaged`] follows.
@@ -74,19 +74,20 @@ impl Spool {
         }
     }
 
-    /// A batch cannot be read: it is settled, counted, and its segment will be put aside.
+    /// A batch cannot be read. Where the caller has it in memory it stays, should that end before the batch is settled;
+    /// else it is settled, and counted. Either way its segment will be put aside.
     pub(super) fn damaged(&mut self, id: u64, now: u64) {
         let Some(entry) = self.index.get_mut(id) else { return };
-        entry.is_done = true;
         let (place, header, is_held) = (entry.place, entry.header.clone(), entry.is_held);
-        let was_asked = !self.index.is_waiting(id);
+        entry.failed_reads = 0;
         self.note_damage(place);
+        if is_held {
+            self.events.push_back(Event::Unreadable(id));
+            return;
+        }
+        let was_asked = !self.index.is_waiting(id);
         self.settle(id, now);
-        let event = match is_held {
-            true => Event::Refused(id, Refusal::Failing),
-            false => Event::Damaged { id, header, was_asked },
-        };
-        self.events.push_back(event);
+        self.events.push_back(Event::Damaged { id, header, was_asked });
     }
 }
 

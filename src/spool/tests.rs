@@ -130,6 +130,7 @@ struct Rig {
     now: u64,
     stored: BTreeSet<u64>,
     refused: BTreeSet<u64>,
+    unreadable: BTreeSet<u64>,
     loaded: Vec<(u64, Vec<u8>)>,
     /// How many of what was loaded may have been delivered before.
     doubtful: usize,
@@ -148,6 +149,7 @@ impl Rig {
             now: 1_000_000,
             stored: BTreeSet::new(),
             refused: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
             loaded: Vec::new(),
             doubtful: 0,
             damaged: Vec::new(),
@@ -204,7 +206,10 @@ impl Rig {
                     self.recovered.insert(stream.to_string(), (batches, events));
                 }
                 Event::Notice(notice) => self.notices.push(notice),
-                Event::Gone(_) | Event::Left(_) | Event::Nothing(_) => (),
+                Event::Unreadable(id) => {
+                    assert!(self.unreadable.insert(id), "{id} is said to be unreadable twice")
+                }
+                Event::Left(_) | Event::Nothing(_) => (),
             }
         }
     }
@@ -598,6 +603,43 @@ fn what_is_found_to_be_damaged_by_the_way_was_not_asked_for() {
     rig.settle();
     assert_eq!((rig.damaged.len(), rig.damaged_asked), (1, 0));
     assert!(rig.spool.fetch("clicks").is_some() && rig.spool.fetch("clicks").is_none());
+}
+
+/// A batch that is stored and held in memory, in a segment that fails and of which nothing can be read.
+fn stored_and_unreadable() -> Rig {
+    let mut rig = Rig::new(Disk::default(), LIMITS);
+    rig.append(0, &lines(0));
+    rig.run();
+    rig.disk.unreadable.insert(File { dir: OWN, number: 1, kind: Kind::Segment });
+    rig.append(1, &lines(1));
+    // A sync fails: what stands in the segment is to be moved.
+    rig.disk.faults = vec![1];
+    rig.settle();
+    assert_eq!(rig.stored, BTreeSet::from([0, 1]));
+    rig
+}
+
+#[test]
+fn a_stored_batch_that_cannot_be_moved_is_there_for_whoever_comes_next() {
+    let mut rig = stored_and_unreadable();
+    assert_eq!(rig.unreadable, BTreeSet::from([0]));
+    assert!(rig.refused.is_empty() && rig.damaged.is_empty(), "it was answered as stored");
+    let mut heir = Rig::adopting(Disk { unreadable: BTreeSet::new(), ..rig.disk.clone().crash(0) }, LIMITS);
+    assert_eq!(heir.drain(), BTreeSet::from([lines(0), lines(1)]));
+    // What is delivered from memory is not found again, and the segment is put aside.
+    rig.spool.done(0, rig.now);
+    rig.settle();
+    assert_eq!(rig.disk.quarantined.len(), 1);
+    assert_eq!(Rig::adopting(rig.disk.crash(0), LIMITS).drain(), BTreeSet::from([lines(1)]));
+}
+
+#[test]
+fn what_cannot_be_read_once_memory_has_let_go_of_it_is_counted() {
+    let mut rig = stored_and_unreadable();
+    rig.spool.release(0, false);
+    rig.spool.fetch("clicks");
+    rig.settle();
+    assert_eq!((rig.damaged.len(), rig.damaged_asked), (1, 1));
 }
 
 #[test]

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use fastrand::Rng;
 use standpipe::spool::{File, Kind, Listed, Op, OpResult};
 
-/// What a disk writes whole or not at all, in bytes.
-const SECTOR: usize = 512;
+mod inode;
+
+use self::inode::Inode;
 
 /// A name in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,24 +19,6 @@ pub enum Name {
     File(u32, Kind),
     /// The note of an orderly end.
     Clean,
-}
-
-/// Where the batch with a token stands in a file.
-#[derive(Clone, Copy, Debug)]
-struct Extent {
-    token: u64,
-    start: usize,
-    lines: usize,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Inode {
-    cached: Vec<u8>,
-    durable: Vec<u8>,
-    /// Writes since the last fsync.
-    pending: Vec<(usize, Vec<u8>)>,
-    extents: Vec<Extent>,
-    flips: BTreeSet<usize>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -73,6 +56,10 @@ pub struct Disk {
     pub skips_syncs: bool,
     /// How many operations failed.
     pub failed: u64,
+    /// The events of batches of which a read failed, once for each read.
+    unreadable: Vec<u64>,
+    /// The events of directories in which something else could not be read: it may have said that they are done.
+    doubtful: BTreeSet<u64>,
 }
 
 impl Disk {
@@ -120,6 +107,32 @@ impl Disk {
         let Some(dir) = self.dirs.get_mut(&dir) else { return };
         dir.names.insert(Name::Clean, inode);
         dir.sync();
+    }
+
+    /// The events that stand where no orderly end was noted.
+    pub fn left_in_doubt(&self) -> BTreeSet<u64> {
+        let is_in_doubt = |dir: &&Dir| !dir.names.contains_key(&Name::Clean);
+        self.dirs.values().filter(is_in_doubt).flat_map(|dir| self.tokens(dir)).collect()
+    }
+
+    /// The events of a directory.
+    fn tokens(&self, dir: &Dir) -> BTreeSet<u64> {
+        dir.names.values().flat_map(|inode| self.inodes[inode].tokens()).collect()
+    }
+
+    /// The events of which a read has failed since the last time, once for each; and those beside something else that
+    /// could not be read, which may have said that they are done.
+    pub fn take_failed_reads(&mut self) -> (Vec<u64>, BTreeSet<u64>) {
+        (std::mem::take(&mut self.unreadable), std::mem::take(&mut self.doubtful))
+    }
+
+    /// A read fails: of a batch, or of what says which batches there are and which are done.
+    fn note_failed_read(&mut self, dir: u64, file: File, offset: usize, length: usize) {
+        let Some(inode) = self.inode(dir, file) else { return };
+        match inode.tokens_at(offset, length) {
+            Some(tokens) => self.unreadable.extend(tokens),
+            None => self.doubtful.append(&mut self.tokens(&self.dirs[&dir])),
+        }
     }
 
     /// Bytes of all files that are not in quarantine.
@@ -218,6 +231,9 @@ impl Disk {
                     inode.write(*offset as usize, parts, rng.usize(..=length));
                 }
                 return OpResult::Failed("ENOSPC".into());
+            }
+            Op::Read { file, offset, length } => {
+                self.note_failed_read(dir, *file, *offset as usize, *length as usize);
             }
             // Some of it was written; the rest is clean in the cache, and will never be.
             Op::Sync(file) => {
@@ -330,68 +346,7 @@ impl Dir {
     }
 }
 
-impl Inode {
-    /// Writes the first `limit` bytes of the parts.
-    fn write(&mut self, offset: usize, parts: &[Bytes], limit: usize) {
-        let mut at = offset;
-        for part in parts {
-            if let Some(token) = token_of(part) {
-                self.extents.push(Extent { token, start: at, lines: part.len() });
-            }
-            at += part.len();
-        }
-        let mut bytes = parts.concat();
-        bytes.truncate(limit);
-        let end = offset + bytes.len();
-        self.cached.resize(self.cached.len().max(end), 0);
-        self.cached[offset..end].copy_from_slice(&bytes);
-        self.flips.retain(|flip| !(offset..end).contains(flip));
-        self.pending.push((offset, bytes));
-    }
-
-    fn sync(&mut self, mut is_written: impl FnMut() -> bool) {
-        let touched = self.pending.drain(..).flat_map(|(offset, bytes)| sectors(offset, bytes.len()));
-        let touched: BTreeSet<usize> = touched.collect();
-        if is_written() {
-            self.durable.resize(self.cached.len(), 0);
-        }
-        for sector in touched.into_iter().filter(|_| is_written()) {
-            let (from, to) = (sector * SECTOR, ((sector + 1) * SECTOR).min(self.cached.len()));
-            let to = to.min(self.durable.len());
-            if from < to {
-                self.durable[from..to].copy_from_slice(&self.cached[from..to]);
-            }
-        }
-    }
-
-    fn lose_power(&mut self, often: u32, rng: &mut Rng) {
-        let length = if rng.bool() { self.cached.len() } else { rng.usize(..=self.cached.len()) };
-        if rng.u32(..100) < often && length > self.durable.len() {
-            self.durable.resize(length, 0);
-        }
-        let mut ended = BTreeSet::new();
-        for (offset, bytes) in std::mem::take(&mut self.pending) {
-            for sector in sectors(offset, bytes.len()) {
-                if ended.contains(&sector) || rng.u32(..100) >= often {
-                    ended.insert(sector);
-                    continue;
-                }
-                let from = offset.max(sector * SECTOR);
-                let to = (offset + bytes.len()).min((sector + 1) * SECTOR).min(self.durable.len());
-                if from < to {
-                    self.durable[from..to].copy_from_slice(&bytes[from - offset..to - offset]);
-                }
-            }
-        }
-        self.cached = self.durable.clone();
-    }
-}
-
-fn sectors(offset: usize, length: usize) -> std::ops::Range<usize> {
-    offset / SECTOR..(offset + length).div_ceil(SECTOR)
-}
-
-/// The token that the lines of a batch begin with: `token N `.
+/// The token that a line, or the lines of a batch, begin with: `token N `.
 pub fn token_of(lines: &[u8]) -> Option<u64> {
     let rest = lines.strip_prefix(b"token ")?;
     let end = rest.iter().position(|octet| *octet == b' ')?;

@@ -168,6 +168,9 @@ impl Endpoint {
         let all: Vec<u64> = records.concat();
         let works = matches!(mood, Mood::Works | Mood::Partly | Mood::Loses);
         if works && !self.takes_poison && all.iter().any(|token| ledger.is_poison(*token)) {
+            if records.len() == 1 {
+                all.iter().for_each(|token| ledger.get_mut(*token).was_refused = true);
+            }
             return refused(Refusal::Content);
         }
         match mood {
@@ -183,6 +186,7 @@ impl Endpoint {
             }
             Mood::Loses => {
                 let lost = rng.usize(..=all.len().min(3));
+                all[..lost].iter().for_each(|token| ledger.get_mut(*token).was_lost = true);
                 all[lost..].iter().for_each(|token| ledger.arrive(*token));
                 // The bound may be above what the call held.
                 let events = if lost == all.len() { lost as u64 + 5 } else { lost as u64 };
@@ -195,7 +199,13 @@ impl Endpoint {
     fn tokens(&self, call: &Call, ledger: &Ledger) -> Vec<Vec<u64>> {
         let records = match self.encoding {
             Encoding::Lines => vec![call.body.to_vec()],
-            Encoding::Records => decode(&call.body, &call.delivery_stream),
+            Encoding::Records => {
+                let tail = format!("\"DeliveryStreamName\":\"{}\"}}", call.delivery_stream);
+                let is_body =
+                    call.body.starts_with(b"{\"Records\":[{") && call.body.ends_with(tail.as_bytes());
+                assert!(is_body, "{:?} is no body", call.body);
+                decode(&call.body)
+            }
         };
         assert_eq!(records.len(), call.records, "the body has as many records as its call says");
         let is_mapped = |token: &u64| {
@@ -214,11 +224,9 @@ impl Endpoint {
     }
 }
 
-/// The records of a PutRecordBatch body.
-fn decode(body: &[u8], delivery_stream: &str) -> Vec<Vec<u8>> {
+/// What the records of a PutRecordBatch body hold, or of a part of one.
+pub fn decode(body: &[u8]) -> Vec<Vec<u8>> {
     let text = std::str::from_utf8(body).expect("JSON is text");
-    let tail = format!("\"DeliveryStreamName\":\"{delivery_stream}\"}}");
-    assert!(text.starts_with("{\"Records\":[{") && text.ends_with(&tail), "{text}");
     let data = text.split("\"Data\":\"").skip(1);
     let base64 = data.map(|rest| rest.split('"').next().expect("a string has an end"));
     base64.map(|base64| base64_simd::STANDARD.decode_to_vec(base64).expect("it is base64")).collect()

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use fastrand::Rng;
 use standpipe::spool::keeper::{self, Command, Keeper};
-use standpipe::spool::{Event, File, Limits, OWN, Op, OpId, Spool};
+use standpipe::spool::{Event, File, Limits, Notice, OWN, Op, OpId, RETRY_AFTER, Spool};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
@@ -27,6 +27,8 @@ pub struct Host {
     commands: UnboundedReceiver<Command>,
     events: UnboundedSender<Event>,
     stopping: Option<oneshot::Sender<()>>,
+    /// Directories that are still being taken over.
+    adopting: usize,
     /// The longest batch that was read back, in bytes of its lines.
     pub longest_read: u64,
 }
@@ -45,6 +47,7 @@ impl Host {
             commands,
             events,
             stopping: None,
+            adopting: left.len(),
             longest_read: 0,
         };
         for dir in left {
@@ -63,7 +66,10 @@ impl Host {
         }
         while let Some(event) = self.spool.next_event() {
             match event {
-                Event::Notice(notice) => drop(notice.to_string()),
+                Event::Notice(notice) => {
+                    self.adopting -= usize::from(matches!(notice, Notice::Adopted { .. }));
+                    drop(notice.to_string());
+                }
                 Event::Left(dir) => panic!("directory {dir} is left alone"),
                 event => {
                     if let Event::Loaded { lines, .. } = &event {
@@ -109,6 +115,11 @@ impl Host {
         }
     }
 
+    /// Whether nothing is on disk, and nothing is still to be found there.
+    pub fn is_empty(&self) -> bool {
+        self.adopting == 0 && self.spool.batches() == 0
+    }
+
     /// Whether it was told to stop, and has.
     pub fn has_stopped(&self) -> bool {
         self.stopping.is_some() && self.under_way.is_empty() && self.spool.is_idle()
@@ -145,4 +156,35 @@ pub fn dir_of(op: &Op) -> u32 {
         Op::SyncDir(dir) | Op::RemoveDir(dir) => *dir,
         Op::Space => OWN,
     }
+}
+
+/// A disk that fails for a moment while a directory is taken over: what is in it comes a second later.
+#[test]
+fn a_spool_is_not_empty_before_it_has_read_what_others_left() {
+    let limits = Limits {
+        bytes_max: 1 << 20,
+        free_floor: 0,
+        batches_max: 100,
+        segment_bytes: 1 << 10,
+        group_bytes: 1 << 10,
+        keep_sent: 0,
+    };
+    let (mut disk, mut rng, now) = (Disk::default(), Rng::with_seed(0), Instant::now());
+    let (mut first, keeper) = Host::start(&mut disk, limits, 1);
+    let parts = vec![keeper::Part::Lines("token 0 \n".into())];
+    let (stream, oldest) = ("clicks".into(), now);
+    let append = Command::Append { id: 0, stream, parts, events: 1, oldest, is_unknown: false };
+    keeper.commands.send(append).unwrap();
+    first.exchange((now, 0));
+    first.perform_all(&mut disk, &mut rng, 0);
+    first.die(&mut disk, &mut rng);
+    let (mut heir, _keeper) = Host::start(&mut disk, limits, 2);
+    disk.faults.reads = 1000;
+    heir.perform_all(&mut disk, &mut rng, 0);
+    disk.faults.reads = 0;
+    heir.exchange((now, 0));
+    assert!(heir.spool.batches() == 0 && !heir.is_empty(), "the read is tried again later");
+    heir.perform_all(&mut disk, &mut rng, RETRY_AFTER);
+    heir.exchange((now, RETRY_AFTER));
+    assert!(heir.spool.batches() == 1 && !heir.is_empty());
 }

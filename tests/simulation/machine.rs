@@ -72,8 +72,6 @@ struct Process {
     adopting: usize,
     next_id: u64,
     appended: u64,
-    /// The tokens of batches that were let go of, by id.
-    released: BTreeMap<u64, u64>,
     is_failing_disk: bool,
     /// Bytes on disk when it started.
     found_bytes: u64,
@@ -341,7 +339,6 @@ impl World {
         let ids: Vec<u64> = stored.map(|(id, _)| *id).collect();
         let Some(id) = self.rng.choice(ids) else { return };
         let held = self.process.held.remove(&id).expect("it is held");
-        self.process.released.insert(id, held.token);
         self.process.waiting += 1;
         self.process.spool.release(id, held.is_unknown);
         self.hear();
@@ -418,12 +415,8 @@ impl World {
                 Event::Damaged { id, header, was_asked } => {
                     self.damaged(id, header.crc, &header.stream, was_asked);
                 }
-                Event::Gone(id) => {
-                    let token = self.process.released.remove(&id).expect("it was let go of");
-                    self.process.waiting -= 1;
-                    self.lose(token);
-                }
-                Event::Nothing(_) => (),
+                // It is held in memory, or was until just now, and stays on disk.
+                Event::Unreadable(_) | Event::Nothing(_) => (),
                 Event::Recovered { batches, .. } => {
                     self.process.waiting += batches;
                     self.tally.recovered += batches;
@@ -455,7 +448,6 @@ impl World {
         is_unknown: bool,
     ) {
         assert!(self.process.asked.remove(&id), "{id} comes without being asked for");
-        self.process.released.remove(&id);
         let token = token_of(lines).expect("what is read back was appended");
         let fact = &self.facts[&token];
         assert!(fact.lines == lines && fact.stream == stream && fact.events == events, "{token} has changed");
@@ -465,7 +457,6 @@ impl World {
     }
 
     fn damaged(&mut self, id: u64, crc: u32, stream: &str, was_asked: bool) {
-        self.process.released.remove(&id);
         // What is moved to another segment is read without being asked for.
         assert_eq!(self.process.asked.remove(&id), was_asked, "{id} was asked for");
         self.process.waiting -= u64::from(!was_asked);
@@ -635,7 +626,6 @@ impl Process {
             adopting: 0,
             next_id: 0,
             appended: 0,
-            released: BTreeMap::new(),
             is_failing_disk: false,
             found_bytes: disk.bytes(),
         }

@@ -8,6 +8,7 @@ mod endpoint;
 mod fleet;
 mod host;
 mod ledger;
+mod letters;
 mod machine;
 mod relay;
 
@@ -86,17 +87,7 @@ fn the_relay_keeps_its_promises_whatever_fails() {
     println!("{count} seeds: {tally:?}");
     if count >= SEEDS {
         // What nothing comes to is not tested.
-        let reached = [
-            tally.repeats,
-            tally.dropped,
-            tally.recovered,
-            tally.spooled,
-            tally.losses,
-            tally.pauses,
-            tally.probes,
-            tally.crashes,
-            tally.restarts,
-        ];
+        let reached = tally.reached();
         assert!(reached.iter().all(|count| *count > 0), "{tally:?}");
     }
 }
@@ -139,6 +130,22 @@ fn the_relay_is_caught_settling_before_the_answer() {
 #[test]
 fn the_relay_is_caught_resending_a_whole_call_after_a_partial_failure() {
     assert!(is_caught_in_the_relay(|plan| relay::Plan { flaw: Some(Flaw::ResendsWhole), ..plan }));
+}
+
+fn with_letters(plan: relay::Plan) -> relay::Plan {
+    relay::Plan { has_disk_faults: true, has_poison: true, ..plan }
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn the_relay_is_caught_counting_dead_letters_that_could_not_be_written() {
+    let trusts = |plan| relay::Plan { flaw: Some(Flaw::TrustsLetters), ..with_letters(plan) };
+    assert!(is_caught_in_the_relay(trusts));
+}
+
+#[test]
+fn dead_letters_that_are_said_to_be_written_and_are_not_are_missed() {
+    assert!(is_caught_in_the_relay(|plan| relay::Plan { loses_letters: true, ..with_letters(plan) }));
 }
 
 fn is_caught(mutate: impl Fn(Plan) -> Plan) -> bool {

@@ -80,15 +80,10 @@ impl Spill {
     }
 
     /// A batch cannot be read: its events are lost, and counted.
-    pub(super) fn damaged(&mut self, id: u64, header: Option<&BatchHeader>, was_asked: bool, parts: &Parts) {
-        let (stream, events, bytes) = match (self.batches.get(&id), header) {
-            (Some(spilled), _) => (Arc::clone(&spilled.stream), spilled.events, spilled.bytes),
-            (None, Some(header)) => {
-                let stream = parts.registry.resolve_spooled(&header.stream);
-                (stream, u64::from(header.events), u64::from(header.length))
-            }
-            (None, None) => return,
-        };
+    pub(super) fn damaged(&mut self, id: u64, header: &BatchHeader, was_asked: bool, parts: &Parts) {
+        let stream = parts.registry.resolve_spooled(&header.stream);
+        let stream = self.batches.get(&id).map_or(stream, |spilled| Arc::clone(&spilled.stream));
+        let (events, bytes) = (u64::from(header.events), u64::from(header.length));
         if was_asked {
             self.answered(&stream.name, bytes);
         } else {
@@ -155,15 +150,17 @@ impl Spill {
         let (oldest, events) = (self.received_at(header.oldest, now), u64::from(header.events));
         self.recalled.insert(id, u64::from(header.length));
         self.recalled_bytes += u64::from(header.length);
-        self.batches.entry(id).or_insert_with(|| Spilled {
+        let spilled = self.batches.entry(id).or_insert_with(|| Spilled {
             stream: Arc::clone(&stream),
             origins: Vec::new(),
             events,
             bytes: u64::from(header.length),
             is_stored: true,
+            is_unreadable: false,
             is_pending: false,
             items: Vec::new(),
         });
+        spilled.is_unreadable = false;
         let charge = Charge::forced(memory, &stream.account, lines.len() as u64);
         let newest = (oldest + self.apart_max).min(now);
         let ticket = Ticket::new(BatchId { shard: SPOOL, sequence: id }, stream, events, oldest, newest);

@@ -170,6 +170,31 @@ async fn what_is_on_disk_already_is_left_there_where_the_spool_takes_no_more() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_on_disk_is_let_go_of_only_when_it_is_written_anew() {
+    let mut rig = Rig::new(Encoding::Lines);
+    rig.recovered(1, 1, 2);
+    rig.loaded(FOUND, b"a\n");
+    rig.hear(Event::Unreadable(FOUND));
+    let asked = rig.leave();
+    assert!(matches!(asked[..], [Command::Append { id: 0, events: 1, .. }]), "{asked:?}");
+    rig.hear(Event::Stored(0));
+    assert!(rig.step().iter().any(|command| matches!(command, Command::Done(FOUND))));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_and_not_be_written_anew_is_left_where_it_is() {
+    let mut rig = Rig::new(Encoding::Lines);
+    rig.recovered(1, 1, 2);
+    rig.loaded(FOUND, b"a\n");
+    rig.hear(Event::Unreadable(FOUND));
+    rig.leave();
+    rig.hear(Event::Refused(0, Refusal::Failing));
+    let asked = rig.step();
+    assert!(matches!(asked[..], [Command::Release(FOUND, false), Command::Stop(_)]), "{asked:?}");
+    assert_eq!(rig.stream.label.totals().dropped_in_all(), 0, "it was answered as stored");
+}
+
+#[tokio::test]
 async fn what_is_read_back_too_old_is_dropped_and_its_batch_settled() {
     let max_age = Some(Duration::from_secs(3600));
     let mut rig = Rig::with(Encoding::Records, Config { max_age, ..Config::default() });

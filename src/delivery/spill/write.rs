@@ -72,6 +72,7 @@ impl Spill {
             events,
             bytes: 0,
             is_stored: false,
+            is_unreadable: false,
             is_pending: true,
             items: Vec::new(),
         };
@@ -103,7 +104,7 @@ impl Spill {
             ticket.id.shard == SPOOL
                 && *events == ticket.events
                 && ticket.unsettled() == ticket.events
-                && self.batches.get(&ticket.id.sequence).is_some_and(|spilled| spilled.is_stored)
+                && self.batches.get(&ticket.id.sequence).is_some_and(Spilled::is_readable)
         };
         if !tickets.iter().all(is_on_disk) {
             return Some(item);
@@ -152,8 +153,9 @@ impl Spill {
         *self.writing.entry(stream.id).or_default() += charged;
         self.writing_bytes += charged;
         let bytes = items.iter().map(|item| item.bytes() as u64).sum();
-        let (is_stored, is_pending) = (false, true);
-        self.batches.insert(id, Spilled { stream, origins, events, bytes, is_stored, is_pending, items });
+        let (is_stored, is_unreadable, is_pending) = (false, false, true);
+        let spilled = Spilled { stream, origins, events, bytes, is_stored, is_unreadable, is_pending, items };
+        self.batches.insert(id, spilled);
     }
 
     /// What an item being written holds in memory is no longer on its way.
@@ -191,6 +193,13 @@ impl Spill {
         replaced.into_iter().for_each(|id| self.command(Command::Done(id)));
     }
 
+    /// A batch cannot be read where it stands on disk: what is in memory of it is written anew before it is let go of.
+    pub(super) fn unreadable(&mut self, id: u64) {
+        if let Some(spilled) = self.batches.get_mut(&id) {
+            spilled.is_unreadable = true;
+        }
+    }
+
     /// A batch is not on disk: what it held goes back to where it was.
     pub(super) fn refused(&mut self, id: u64, now: Instant) -> Vec<Item> {
         self.paused_until = Some(now + REFUSED_PAUSE);
@@ -198,9 +207,6 @@ impl Spill {
             leaving.is_full = true;
         }
         let Some(spilled) = self.batches.get_mut(&id) else { return Vec::new() };
-        if std::mem::take(&mut spilled.is_stored) {
-            spilled.origins.iter().for_each(|(ticket, events)| ticket.unstore(*events));
-        }
         spilled.is_pending = false;
         let items = std::mem::take(&mut spilled.items);
         if items.is_empty() {
