@@ -6,21 +6,18 @@
 #   tests/chaos.sh                  10 kills in each round
 #   tests/chaos.sh --kills 200      more
 #   tests/chaos.sh --seed 7
-#   tests/chaos.sh --sweep          every named point in every phase, with a spool for what memory has no room for, too
 #
 # Other flags go to `loadgen chaos` as they are. Exit codes: 0 all accounted for, 1 not, 77 could not run here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 kills=10
-sweep=
 seed=$((RANDOM * 32768 + RANDOM))
 more=()
 while [[ $# -gt 0 ]]; do
     case $1 in
         --kills) kills=$2 && shift 2 ;;
         --seed) seed=$2 && shift 2 ;;
-        --sweep) sweep=yes && shift ;;
         *) more+=("$1") && shift ;;
     esac
 done
@@ -38,26 +35,37 @@ if [[ $(id -u) != 0 || ! -w /dev/fuse ]]; then
     faultfs=()
 fi
 
-failed=()
-# chaos NAME ARGUMENTS…
-chaos() {
-    local name=$1
-    shift
-    printf '\n-- %s\n' "$name"
-    "$binaries/loadgen" chaos --relay "$binaries/standpipe" --kills "$kills" --seed "$seed" "${more[@]}" "$@" ||
-        failed+=("$name")
+# Rounds wait more than they work, so two run at a time, each in a process group of its own, so that its relays end with
+# it; what they say is shown in order.
+set -m
+readonly AT_ONCE=2
+said=$(mktemp -d)
+end() {
+    local pid
+    for pid in $(jobs -rp); do
+        kill -- -"$pid" || true
+    done
+    rm -rf "$said"
+}
+trap end EXIT
+names=()
+pids=()
+
+# start NAME ARGUMENTS…: begins a round as soon as there is room for it.
+start() {
+    while (($(jobs -rp | wc -l) >= AT_ONCE)); do
+        wait -n || true
+    done
+    "$binaries/loadgen" chaos --relay "$binaries/standpipe" --seed "$seed" "${@:2}" >"$said/${#names[@]}" 2>&1 &
+    names+=("$1")
+    pids+=("$!")
 }
 
-# found_out NAME ARGUMENTS…: what must not pass.
-found_out() {
-    local name=$1
-    shift
-    printf '\n-- %s, which must be found out\n' "$name"
-    if "$binaries/loadgen" chaos --relay "$binaries/standpipe" --kills 3 --seed "$seed" --settle 5s "$@" \
-        >/dev/null 2>&1; then
-        failed+=("$name was not found out")
-    fi
-}
+# chaos NAME ARGUMENTS…: what must pass.
+chaos() { start "$1" --kills "$kills" "${more[@]}" "${@:2}"; }
+
+# found_out NAME ARGUMENTS…: what must not.
+found_out() { start "$1, which must be found out" --kills 3 --settle 5s "${@:2}"; }
 
 # Whether this relay has a flag, or says a word in its help.
 has() { "$binaries/standpipe" --help | grep -q -e "$1"; }
@@ -88,6 +96,8 @@ if has --spool-mode; then
         chaos "kinesis-adapter: an instance is terminated with records waiting, spool: $mode" --mode $mode \
             --claim instance-terminated
     done
+    chaos "one relay behind another, each with a spool" --mode overflow --chain 2 "${faultfs[@]}" \
+        --points "$POINTS,$DISK_POINTS"
     chaos "FirehoseSender: no data is lost for problems of the connection" --mode overflow --kills 5 \
         --sync-at delivered --claim connection-problems
     if [[ $(id -u) == 0 ]]; then
@@ -103,7 +113,7 @@ if has --spool-mode; then
     fi
 fi
 chaos "every point in every phase: off" --mode off --points "$POINTS" --sweep
-for mode in always ${sweep:+overflow}; do
+for mode in overflow always; do
     chaos "every point in every phase: $mode" --mode "$mode" --sync-at delivered "${faultfs[@]}" \
         --points "$POINTS,$DISK_POINTS" --sweep
 done
@@ -115,6 +125,20 @@ if [[ ${#faultfs[@]} != 0 ]]; then
         --faultfs-line lie
 fi
 found_out "a relay that delivers nowhere" --mode off --destination null
+
+failed=()
+for number in "${!names[@]}"; do
+    name=${names[number]}
+    status=0
+    wait "${pids[number]}" || status=$?
+    printf '\n-- %s\n' "$name"
+    case $name,$status in
+        *' must be found out,1') ;;
+        *' must be found out,'*) failed+=("$name, and was not: it ended with $status") ;;
+        *,0) cat "$said/$number" ;;
+        *) cat "$said/$number" && failed+=("$name") ;;
+    esac
+done
 
 printf '\n'
 if [[ ${#failed[@]} != 0 ]]; then

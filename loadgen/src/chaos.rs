@@ -3,18 +3,22 @@
 //!
 //! What must hold: every event that was answered `!synced` is delivered, and with `delivered` it was so at that
 //! very moment; nothing is delivered that was not sent; no payload has changed; and there are no more duplicates
-//! than clients sent again, relays counted as possible, and were in flight at a kill.
+//! than clients sent again, relays counted as possible, and came to the sink after a relay was last asked and before it
+//! was dead.
 //!
 //! A kill alone proves nothing about fsync, since the page cache outlives a process: with `--faultfs` the disk
 //! forgets at each kill what was not synced.
 
+mod behind;
 mod client;
 mod faultfs;
+mod leftovers;
 mod loris;
 mod round;
 mod schedule;
 mod sender;
 mod station;
+mod watch;
 mod wire;
 mod world;
 

@@ -18,6 +18,7 @@ pub mod totals;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -96,6 +97,8 @@ struct State {
     /// Buffers for bodies and records, kept between calls.
     buffers: Mutex<Vec<Vec<u8>>>,
     faults_changed: Notify,
+    /// Connections that are being served.
+    connections: AtomicUsize,
 }
 
 impl State {
@@ -158,6 +161,7 @@ impl Sink {
             quotas: Mutex::default(),
             buffers: Mutex::default(),
             faults_changed: Notify::new(),
+            connections: AtomicUsize::new(0),
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -193,6 +197,11 @@ impl Sink {
     /// The books as they stand.
     pub fn totals(&self) -> Totals {
         self.with_ledger(|ledger| ledger.totals())
+    }
+
+    /// Connections that are being served: once a client is gone and none is left, nothing of it is to come.
+    pub fn connections(&self) -> usize {
+        self.state.connections.load(Relaxed)
     }
 
     /// Changes what it does wrong; windows of time count from now.
@@ -292,7 +301,9 @@ async fn accept(listener: Option<&TcpListener>) -> Option<TcpStream> {
 async fn connect(connection: TcpStream, state: Arc<State>, mut refusing: watch::Receiver<bool>) {
     // Without it answers are only later, never wrong.
     let _ = connection.set_nodelay(true);
-    let service = service_fn(move |request| call::handle(state.clone(), request));
+    state.connections.fetch_add(1, Relaxed);
+    let shared = state.clone();
+    let service = service_fn(move |request| call::handle(shared.clone(), request));
     let serving =
         http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(connection), service);
     tokio::select! {
@@ -300,4 +311,5 @@ async fn connect(connection: TcpStream, state: Arc<State>, mut refusing: watch::
         _ = serving => {}
         _ = refusing.wait_for(|refuse| *refuse) => {}
     }
+    state.connections.fetch_sub(1, Relaxed);
 }

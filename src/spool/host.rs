@@ -53,6 +53,8 @@ pub(super) struct Host {
     left: HashSet<String>,
     /// Directories of which it was said that they cannot be taken over.
     refused: HashSet<String>,
+    /// Directories whose note of an orderly end was removed, and that not synced: they are not taken over yet.
+    begun: HashSet<String>,
     next_dir: u32,
     open: HashMap<File, Rc<Handle>>,
     /// The segment made last, which is never closed on the side.
@@ -79,6 +81,7 @@ impl Host {
             folders: HashMap::new(),
             left: HashSet::new(),
             refused: HashSet::new(),
+            begun: HashSet::new(),
             next_dir: OWN + 1,
             open: HashMap::new(),
             writing: None,
@@ -170,10 +173,15 @@ impl Host {
             return Ok(None);
         }
         let files = list(&self.root.join(&name))?;
-        let is_clean = rustix::fs::unlinkat(&descriptor, CLEAN, AtFlags::empty()).is_ok();
+        // Gone for good before anything of it is sent: whoever found it again, should this process be killed, would
+        // send the same and count none of it.
+        if remove_clean(&descriptor)? {
+            self.begun.insert(name.clone());
+        }
+        let is_clean = self.begun.contains(&name);
         if is_clean {
-            // Before anything of it is sent: should this process be killed, it was not clean.
             rustix::fs::fsync(&descriptor)?;
+            self.begun.remove(&name);
         }
         let dir = self.next_dir;
         self.next_dir += 1;
@@ -306,6 +314,17 @@ fn file_name(file: File) -> String {
     format!("{:08}.{extension}", file.number)
 }
 
+/// Removes what says that the last holder ended in order; whether there was any.
+fn remove_clean(folder: &OwnedFd) -> io::Result<bool> {
+    let stat = || rustix::fs::statat(folder, CLEAN, AtFlags::SYMLINK_NOFOLLOW);
+    match rustix::fs::unlinkat(folder, CLEAN, AtFlags::empty()) {
+        Ok(()) => Ok(true),
+        // A file system that is read-only refuses even where there is nothing to remove.
+        Err(_) if matches!(stat(), Err(Errno::NOENT)) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 fn list(folder: &Path) -> io::Result<Vec<Listed>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -350,6 +369,21 @@ mod tests {
         fs::create_dir(root.path().join("dead")).unwrap();
         let taken = Host::new(root.path(), "own", false).take_over().unwrap();
         assert_eq!(taken.iter().map(|taken| &taken.name[..]).collect::<Vec<_>>(), ["dead"]);
+    }
+
+    #[test]
+    fn what_cannot_be_noted_as_begun_is_not_sent() {
+        let root = tempfile::tempdir().unwrap();
+        let clean = root.path().join("dead").join(CLEAN);
+        // A note that cannot be removed, whoever tries: as on a disk that is read-only for a while.
+        fs::create_dir_all(&clean).unwrap();
+        let mut host = Host::new(root.path(), "own", false);
+        assert!(host.take_over().unwrap().is_empty(), "the next one would find the note, too");
+        fs::remove_dir(&clean).unwrap();
+        fs::write(&clean, "").unwrap();
+        let taken = host.take_over().unwrap();
+        assert!(taken.iter().all(|taken| !taken.is_doubtful) && taken.len() == 1, "it is tried again");
+        assert!(!clean.exists());
     }
 
     #[test]

@@ -11,28 +11,27 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::process::Signal;
 
+use super::behind::Behind;
 use super::faultfs::{FaultFs, SmallDisk};
+use super::leftovers::Leftovers;
 use super::schedule::{Death, Life, Phase, Trouble};
+use super::watch::Watch;
 use crate::run::metrics::Metrics;
 use crate::run::relay::Relay;
 use crate::run::{SECRET, shelter};
 
 /// How long a relay may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// A life began so many seconds, at most, before it was watched.
-const STARTED_EARLIER: u64 = 30;
 /// Between two looks at the metrics of a relay that is about to die.
-const LOOK_PAUSE: Duration = Duration::from_millis(5);
-/// How much longer than its time a relay lives that was to come to a named point and does not.
-const POINT_PATIENCE: Duration = Duration::from_millis(300);
+pub const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// What the lives of a relay have counted.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Counted {
     /// Events that may have been duplicated, by the relay's own count.
     pub possible: u64,
-    /// Events in calls that were not settled when it died.
-    pub in_flight: u64,
+    /// Events that came behind it after it was last asked and before it was dead: it may have counted them.
+    pub unseen: u64,
     /// Events read back from a spool.
     pub recovered: u64,
     /// Events that it says it has dropped.
@@ -53,7 +52,7 @@ impl Counted {
     /// The sum.
     pub fn add(&mut self, other: Self) {
         self.possible += other.possible;
-        self.in_flight += other.in_flight;
+        self.unseen += other.unseen;
         self.recovered += other.recovered;
         self.dropped += other.dropped;
         self.killed += other.killed;
@@ -63,12 +62,10 @@ impl Counted {
         self.fullest = self.fullest.max(other.fullest);
     }
 
-    fn of(metrics: &Metrics) -> Self {
-        let held = metrics.sum_by("standpipe_events_held", "place");
-        let place = |name: &str| held.get(name).copied().unwrap_or(0);
+    /// What a relay says of itself.
+    pub fn of(metrics: &Metrics) -> Self {
         Self {
             possible: metrics.sum("standpipe_possible_duplicate_events_total"),
-            in_flight: place("in_flight") + place("retry"),
             recovered: metrics.sum("standpipe_events_recovered_total"),
             dropped: metrics.sum("standpipe_events_dropped_total"),
             fullest: metrics.sum("standpipe_spool_bytes"),
@@ -119,6 +116,10 @@ pub struct Station {
     disk: Option<Disk>,
     clock: Option<Clock>,
     relay: Option<Relay>,
+    /// What had come behind it before its relay was started.
+    came: u64,
+    /// What those before it have left in its spool.
+    leftovers: Leftovers,
     counted: Counted,
     /// Deaths by point and phase.
     deaths: BTreeMap<(String, Phase), u64>,
@@ -154,6 +155,8 @@ impl Station {
             disk,
             clock,
             relay: None,
+            came: 0,
+            leftovers: Leftovers::default(),
             counted: Counted::default(),
             deaths: BTreeMap::new(),
             wrong: Vec::new(),
@@ -176,6 +179,12 @@ impl Station {
         self.deaths.get(&(point.to_owned(), phase)).copied().unwrap_or(0)
     }
 
+    /// A metric of its relay, summed up; nothing where none runs.
+    pub fn asked(&self, metric: &str) -> Option<u64> {
+        let relay = self.relay.as_ref()?;
+        Some(Metrics::scrape(relay.ready().admin).ok()?.sum(metric))
+    }
+
     /// What was wrong with its lives.
     pub fn wrong(&self) -> &[String] {
         &self.wrong
@@ -186,9 +195,13 @@ impl Station {
     /// # Errors
     ///
     /// A sentence if it does not start.
-    pub fn start(&mut self, death: Option<&Death>) -> anyhow::Result<()> {
+    pub fn start(&mut self, death: Option<&Death>, behind: Behind<'_>) -> anyhow::Result<()> {
         if self.relay.is_some() {
             return Ok(());
+        }
+        self.came = behind.came();
+        if let Some(disk) = self.disk.as_ref().filter(|disk| disk.is_spool) {
+            self.leftovers = Leftovers::of(&disk.folder)?;
         }
         let mut command = Command::new(&self.program);
         command.args(["--listen", &self.listen.to_string(), "--admin", "127.0.0.1:0"]);
@@ -214,12 +227,12 @@ impl Station {
     /// # Errors
     ///
     /// A sentence if it cannot be killed, or the disk cannot be told.
-    pub fn live_and_die(&mut self, life: &Life) -> anyhow::Result<()> {
+    pub fn live_and_die(&mut self, life: &Life, behind: Behind<'_>) -> anyhow::Result<()> {
         if let Some(clock) = &self.clock {
             clock.set(life.jump_seconds)?;
         }
         self.trouble(life.trouble)?;
-        let mut watch = Watch::new(life);
+        let mut watch = Watch::new(life, self.came);
         while let Some(relay) = self.relay.as_mut() {
             if let Some(status) = relay.ended()? {
                 watch.has_ended = true;
@@ -240,29 +253,24 @@ impl Station {
                 self.trouble(Trouble::None)?;
             }
             if let Some(relay) = &self.relay {
-                watch.look(relay);
+                watch.look(relay, behind);
             }
             std::thread::sleep(watch.left().min(LOOK_PAUSE));
         }
         watch.has_ended |= self.relay.is_none();
-        self.end(life, watch)
+        self.end(life, watch, behind)
     }
 
-    fn end(&mut self, life: &Life, mut watch: Watch) -> anyhow::Result<()> {
+    fn end(&mut self, life: &Life, mut watch: Watch, behind: Behind<'_>) -> anyhow::Result<()> {
         if let Some(relay) = self.relay.as_mut().filter(|_| !watch.has_ended) {
-            watch.scrape(relay);
+            watch.scrape(relay, behind);
             if life.death == Death::Never {
-                self.counted.add(Counted {
-                    possible: 0,
-                    recovered: 0,
-                    dropped: 0,
-                    in_flight: 0,
-                    ..watch.last
-                });
+                self.counted.add(Counted { possible: 0, recovered: 0, dropped: 0, ..watch.last });
                 return Ok(());
             }
             relay.kill()?;
         }
+        watch.note_unseen(behind);
         if watch.has_ended && !watch.at_point && !watch.was_told {
             self.wrong.push(format!("a relay ended by itself; its last lines:\n{}", self.log()));
         }
@@ -305,34 +313,27 @@ impl Station {
         Ok(())
     }
 
-    /// Waits until the relay holds nothing, and has taken over what those before it left on disk: it looks for that
-    /// every few seconds.
+    /// Waits until what those before it left on disk is taken over and delivered, which a relay looks for every few
+    /// seconds, and it holds nothing. In this order: what it takes over is counted before the folder is gone.
     ///
     /// # Errors
     ///
-    /// A sentence if it has ended, or holds something still after `within`.
+    /// A sentence if it has ended, or something is left after `within`.
     pub fn settle(&mut self, within: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + within;
+        let spool = self.disk.as_ref().filter(|disk| disk.is_spool).map(|disk| disk.folder.clone());
         let relay = self.relay.as_mut().context("no relay runs here")?;
         loop {
+            let folders = spool.as_ref().map_or(0, |spool| self.leftovers.left(spool));
             let metrics = relay.metrics()?;
             let held = metrics.sum("standpipe_events_held");
-            let folders = self.disk.as_ref().filter(|disk| disk.is_spool).map_or(Ok(0), spool_folders)?;
-            let is_late = Instant::now() >= deadline;
-            if held == 0 && folders > 1 && is_late {
-                // A killed relay may hold its folder's lock for as long as the kernel takes its rings apart. What it
-                // left there and nobody has delivered is found missing from the ledger.
-                eprintln!(
-                    "chaos: {folders} folders of the spool are left, which nobody has taken over in time"
-                );
-            }
-            if held == 0 && (folders <= 1 || is_late) {
-                self.counted.add(Counted { in_flight: 0, ..Counted::of(&metrics) });
+            if held == 0 && folders == 0 {
+                self.counted.add(Counted::of(&metrics));
                 return Ok(());
             }
             anyhow::ensure!(
-                !is_late,
-                "the relay still holds {held} events, and {folders} folders of its spool are left"
+                Instant::now() < deadline,
+                "the relay still holds {held} events, and {folders} folders of dead ones are left in its spool"
             );
             std::thread::sleep(LOOK_PAUSE);
         }
@@ -354,96 +355,6 @@ impl Station {
     pub fn log(&self) -> String {
         self.relay.as_ref().map_or_else(String::new, Relay::log)
     }
-}
-
-/// What is seen of one life while it lasts.
-struct Watch {
-    began: Instant,
-    lives: Duration,
-    lasts: Duration,
-    drains: Duration,
-    is_to_drain: bool,
-    was_told: bool,
-    is_second_half: bool,
-    is_troubled: bool,
-    at_point: bool,
-    has_ended: bool,
-    last: Counted,
-    /// The ages of all events delivered, added up, and what that can be at most since the life began.
-    latency_seconds: u64,
-    latency_seconds_max: u64,
-}
-
-impl Watch {
-    fn new(life: &Life) -> Self {
-        let at_point = matches!(life.death, Death::Point(..));
-        Self {
-            began: Instant::now(),
-            lives: life.lasts,
-            lasts: life.lasts + if at_point { POINT_PATIENCE } else { Duration::ZERO },
-            drains: life.drains,
-            is_to_drain: life.phase == Phase::Drain,
-            was_told: false,
-            is_second_half: false,
-            is_troubled: life.trouble != Trouble::None,
-            at_point,
-            has_ended: false,
-            last: Counted::default(),
-            latency_seconds: 0,
-            latency_seconds_max: 0,
-        }
-    }
-
-    fn left(&self) -> Duration {
-        self.lasts.saturating_sub(self.began.elapsed())
-    }
-
-    fn is_over(&self) -> bool {
-        self.was_told == self.is_to_drain && self.left().is_zero()
-    }
-
-    /// Whether it is to be told to end, which is so once.
-    fn is_to_be_told(&mut self) -> bool {
-        let is_due = self.is_to_drain && !self.was_told && self.began.elapsed() >= self.lives;
-        if is_due {
-            self.was_told = true;
-            self.lasts = self.lasts.max(self.began.elapsed()) + self.drains;
-        }
-        is_due
-    }
-
-    /// Whether its clock is to jump back and its disk to work again, which is so once, at half-time.
-    fn is_half_over(&mut self) -> bool {
-        let is_due = !self.is_second_half && self.began.elapsed() >= self.lives / 2;
-        self.is_second_half |= is_due;
-        is_due
-    }
-
-    /// Only what is seen last counts, and a look costs the relay time.
-    fn look(&mut self, relay: &Relay) {
-        let waits_for_disk = self.is_troubled && (self.last.failing == 0 || self.is_second_half);
-        if self.at_point || self.left() <= LOOK_PAUSE || waits_for_disk {
-            self.scrape(relay);
-        }
-    }
-
-    fn scrape(&mut self, relay: &Relay) {
-        let Ok(metrics) = Metrics::scrape(relay.ready().admin) else { return };
-        let is_failing = metrics.sum("standpipe_spool_failing") > 0;
-        let failing = self.last.failing.max(u64::from(is_failing));
-        let healed = u64::from(failing > 0 && !is_failing);
-        self.last = Counted { failing, healed, ..Counted::of(&metrics) };
-        self.latency_seconds = metrics.sum("standpipe_delivery_latency_seconds_sum");
-        let events = metrics.sum("standpipe_delivery_latency_seconds_count");
-        self.latency_seconds_max = events.saturating_mul(self.began.elapsed().as_secs() + STARTED_EARLIER);
-    }
-}
-
-/// How many relays have a folder in a spool; what was damaged stays put aside in one of its own.
-fn spool_folders(disk: &Disk) -> anyhow::Result<usize> {
-    let entries = std::fs::read_dir(&disk.folder)
-        .with_context(|| format!("{} cannot be read", disk.folder.display()))?;
-    Ok(entries.flatten().filter(|entry| entry.file_name() != "quarantine").count())
 }
 
 /// Removes everything in a folder, but not the folder.

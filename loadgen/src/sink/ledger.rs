@@ -315,6 +315,11 @@ impl Ledger {
         self.accepted
     }
 
+    /// Events accepted again so far.
+    pub fn duplicates(&self) -> u64 {
+        self.delivery_streams.values().map(|delivery| delivery.counts.duplicate_events).sum()
+    }
+
     /// When the last record was accepted.
     pub fn last_accepted(&self) -> Option<Instant> {
         self.last_accepted
