@@ -666,7 +666,20 @@ def aws():
         'over several delivery streams.',
         [(throttled, '{{delivery_stream}}')],
         'percentunit',
-        steps(GREEN, (0.05, RED)),
+        steps(GREEN, (0.002, YELLOW), (0.05, RED)),
+        runbook='StandpipeThrottled',
+    )
+    yield series(
+        'Rate by delivery stream',
+        'Raw bytes a second that all relays together let themselves send, where there is a limit: max_bytes_per_second, '
+        'or what throttling has taught them. Below the quota, relays have backed off further than they had to.',
+        [
+            (
+                f'topk(10, sum by (delivery_stream) (standpipe_lane_rate_limit_bytes_per_second{{{LANE}}}))',
+                '{{delivery_stream}}',
+            )
+        ],
+        'Bps',
         runbook='StandpipeThrottled',
     )
     yield states(

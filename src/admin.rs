@@ -19,7 +19,7 @@ use crate::delivery::{Command, LaneView, View};
 use crate::destination::Destination;
 use crate::lifecycle::{Lifecycle, Stage};
 use crate::memory::Plan;
-use crate::metrics::exposition::{self, Live};
+use crate::metrics::exposition::{self, LaneFigures, Live};
 use crate::metrics::process::Usage;
 use crate::shard::Shared;
 
@@ -215,14 +215,15 @@ impl Admin {
         view
     }
 
-    /// State and calls in flight by label: of several lanes with one label the worst state, and all calls.
-    fn lanes(&self, views: &[LaneView]) -> BTreeMap<String, (u8, usize)> {
-        let mut lanes = BTreeMap::new();
+    /// By label: of several lanes with one label the worst state, all calls, and the least rate.
+    fn lanes(&self, views: &[LaneView]) -> BTreeMap<String, LaneFigures> {
+        let mut lanes: BTreeMap<String, LaneFigures> = BTreeMap::new();
         for view in views {
             let counters = self.shared.metrics.lane(&view.delivery_stream);
-            let (state, in_flight) = lanes.entry(counters.name().to_owned()).or_insert((0, 0));
-            *state = (view.state as u8).max(*state);
-            *in_flight += view.in_flight;
+            let lane = lanes.entry(counters.name().to_owned()).or_default();
+            lane.state = (view.state as u8).max(lane.state);
+            lane.in_flight += view.in_flight;
+            lane.rate = [lane.rate, view.rate].into_iter().flatten().reduce(f64::min);
         }
         lanes
     }

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::batch::{Batch, Body, LINES_BYTES_MAX};
-use crate::config::Config;
+use crate::config::{Config, DestinationChoice};
 use crate::destination::{Call, Destination, Encoding, Outcome};
 use crate::failpoint::{self, Flaw, Point};
 use crate::log::Rarely;
@@ -31,6 +31,7 @@ pub mod bare;
 pub mod lane;
 mod letters;
 mod outcome;
+pub mod pace;
 mod piece;
 mod queues;
 pub mod retry;
@@ -39,6 +40,7 @@ mod task;
 
 use self::lane::{Lane, LaneLimits, LaneState, Readiness};
 use self::letters::Letters;
+use self::pace::Ceilings;
 use self::piece::{Loose, Piece};
 use self::queues::{Item, LaneLink, StreamQueue};
 use self::spill::Spill;
@@ -107,6 +109,8 @@ pub struct LaneView {
     pub state: LaneState,
     /// Calls in flight.
     pub in_flight: usize,
+    /// Raw bytes a second that it sends at most, configured or learned from throttling; `None`: no limit.
+    pub rate: Option<f64>,
     /// The streams mapped to it.
     pub streams: usize,
     /// What went wrong last.
@@ -302,7 +306,7 @@ impl Delivery {
             for lane in &lanes {
                 self.lane(*lane).streams.push(stream.id);
             }
-            let link = |lane: usize| LaneLink { lane, is_waiting: false, served: 0, sent: 0 };
+            let link = |lane: usize| LaneLink { lane, is_waiting: false, served: 0, sent: 0.0 };
             let links = lanes.into_iter().map(link).collect();
             self.streams.insert(stream.id, StreamQueue::new(Arc::clone(stream), links, now));
             self.note_parked(stream.id);
@@ -319,7 +323,7 @@ impl Delivery {
         }
         let entry = LaneEntry {
             delivery_stream: Arc::clone(delivery_stream),
-            policy: Lane::default(),
+            policy: Lane::new(self.ceilings(delivery_stream)),
             counters: self.parts.metrics.lane(delivery_stream),
             streams: Vec::new(),
             line: BinaryHeap::new(),
@@ -339,6 +343,20 @@ impl Delivery {
         index
     }
 
+    /// Only Firehose has quotas.
+    fn ceilings(&self, delivery_stream: &str) -> Ceilings {
+        let config = &self.parts.config;
+        if config.destination != DestinationChoice::Firehose {
+            return Ceilings::default();
+        }
+        let settings = config.delivery_stream_settings(delivery_stream);
+        Ceilings {
+            bytes: settings.max_bytes_per_second,
+            records: settings.max_records_per_second,
+            calls: settings.max_calls_per_second,
+        }
+    }
+
     fn lane(&mut self, index: usize) -> &mut LaneEntry {
         self.lanes[index].as_mut().expect("a lane lives while a stream is mapped to it")
     }
@@ -350,7 +368,7 @@ impl Delivery {
             None => (),
             Some(at) if at > now => self.timers.push(Reverse((at, Timer::Stream(stream)))),
             Some(_) => {
-                queue.links.sort_by_key(|link| link.sent);
+                queue.links.sort_by(|one, other| one.sent.total_cmp(&other.sent));
                 for link in queue.links.iter_mut().filter(|link| !link.is_waiting) {
                     let entry = self.lanes[link.lane].as_mut().expect("a link keeps its lane");
                     link.is_waiting = true;
@@ -456,7 +474,8 @@ impl Delivery {
             return None;
         }
         let may_recall = entry.recalled < (self.limits.calls_max / 2).max(1);
-        let call = queue.next_call(self.encoding, &self.parts.memory, may_recall);
+        let max = entry.policy.pace().call_max();
+        let call = queue.next_call(self.encoding, &self.parts.memory, max, may_recall);
         if call.is_none() && queue.has_recalled() {
             // Its turn comes when a call with what was read back ends.
             return None;
@@ -464,7 +483,11 @@ impl Delivery {
         if let Some(piece) = &call {
             let link = queue.links.iter_mut().find(|link| link.lane == index)?;
             link.served = served + piece.bytes() as u64;
-            link.sent += piece.bytes() as u64;
+            if queue.links.len() > 1 {
+                let lanes = queue.links.iter().filter_map(|link| self.lanes[link.lane].as_ref());
+                let weights = lane::weights(lanes.map(|entry| &entry.policy));
+                queue.took(index, piece.bytes(), &weights);
+            }
         }
         self.offer(stream, now);
         call
@@ -483,7 +506,7 @@ impl Delivery {
         let encoding = self.encoding;
         let entry = self.lane(index);
         let was_failing = entry.policy.is_failing();
-        entry.policy.started();
+        entry.policy.started(piece.bytes() as u64, piece.records().len() as u64, now);
         entry.recalled += usize::from(piece.is_recalled);
         let delivery_stream = Arc::clone(&entry.delivery_stream);
         self.in_flight += 1;
@@ -513,12 +536,13 @@ impl Delivery {
         let events = piece.events();
         self.land(&stream, &piece);
         failpoint::pass(Point::Settle);
+        let answered = outcome::answered(&piece, &outcome);
         let verdict = self.judge(lane, piece, outcome, now);
         stream.label.leave(events, Place::InFlight);
         let (limits, fraction) = (self.limits_now(), self.jitter.f64());
         let policy = &mut self.lane(lane).policy;
         let (before, was_unreached) = (policy.state(), policy.is_unreached());
-        policy.finished(verdict, started, now, &limits, fraction);
+        policy.finished(verdict, answered, started, now, &limits, fraction);
         let after = policy.state();
         self.report(lane, before, after, now);
         if was_unreached && after == LaneState::Active {
@@ -690,6 +714,7 @@ impl Delivery {
             delivery_stream: Arc::clone(&entry.delivery_stream),
             state: entry.policy.state(),
             in_flight: entry.policy.in_flight(),
+            rate: entry.policy.pace().rate(),
             streams: entry.streams.len(),
             last_error: entry.last_error.clone(),
         };

@@ -346,7 +346,7 @@ mod tests {
     fn lane(name: &str, state: LaneState, outcome: Outcome, at: Instant) -> LaneView {
         let message = "no connection to 10.0.0.1.".to_owned();
         let last_error = Some(LaneError { at, outcome, message });
-        LaneView { delivery_stream: name.into(), state, in_flight: 0, streams: 1, last_error }
+        LaneView { delivery_stream: name.into(), state, in_flight: 0, rate: None, streams: 1, last_error }
     }
 
     static QUIET: LazyLock<Rates> = LazyLock::new(Rates::default);

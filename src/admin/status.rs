@@ -290,6 +290,8 @@ struct LaneStatus<'a> {
     delivery_stream: &'a str,
     state: &'static str,
     calls_in_flight: usize,
+    /// Null where there is no limit.
+    rate_limit_bytes_per_second: Option<f64>,
     streams: usize,
     /// Null where the lane has no metrics label of its own.
     calls_per_second: Option<f64>,
@@ -595,6 +597,7 @@ impl<'a> LaneStatus<'a> {
             delivery_stream: &lane.delivery_stream,
             state: state_label(lane.state),
             calls_in_flight: lane.in_flight,
+            rate_limit_bytes_per_second: lane.rate,
             streams: lane.streams,
             calls_per_second: rates.map(|rates| rates.calls),
             records_per_second: rates.map(|rates| rates.records),

@@ -1,9 +1,15 @@
-//! The policy of one delivery stream: how many calls at once, how long to wait after a failure, when to park.
+//! The policy of one delivery stream: how many calls at once, how fast, how long to wait after a failure, when to park.
 //! Pure: it is told the time and what became of calls, and says when the next may start. It sees no bytes.
 
 use std::time::{Duration, Instant};
 
+use super::pace::{Answered, Ceilings, Pace};
 use super::retry::Backoff;
+
+/// Of what a call had accepted, so much counts for how well the lane is doing: the last dozen calls or so.
+const SUCCESS_WEIGHT: f64 = 0.125;
+/// A lane that fails is still tried now and then.
+const SUCCESS_MIN: f64 = 0.05;
 
 /// Settings that all lanes share.
 #[derive(Clone, Copy, Debug)]
@@ -16,13 +22,14 @@ pub struct LaneLimits {
     pub park_probe: Duration,
 }
 
+/// No lane has less of a stream than this, relative to the best of the stream's lanes.
+const WEIGHT_MIN: f64 = 0.001;
+
 /// What a call meant for its lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Something was accepted and nothing speaks for slowing down.
+    /// Something was accepted. What was throttled beside it is first of all the pace's business.
     Progress,
-    /// Something was accepted, and the rest was throttled.
-    ProgressThrottled,
     /// Nothing was accepted: wait, longer each time.
     Failed,
     /// The same, or it is not known, for a reason that lies with the endpoint or the way there and says nothing of
@@ -59,6 +66,9 @@ pub enum LaneState {
 /// The state of one lane's policy.
 #[derive(Debug, Default)]
 pub struct Lane {
+    pace: Pace,
+    /// The share of what was sent lately that was not accepted, from 0 to 1.
+    failure: f64,
     in_flight: usize,
     /// Failures in a row. Calls that were under way together fail together and count once.
     streak: u32,
@@ -71,36 +81,50 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Whether and when the next call may start.
-    pub fn readiness(&self, now: Instant, limits: &LaneLimits) -> Readiness {
+    /// A lane of which nothing is known but its ceilings.
+    pub fn new(ceilings: Ceilings) -> Self {
+        Self { pace: Pace::new(ceilings), ..Self::default() }
+    }
+
+    /// Whether and when the next call may start, which is taken to be wanted.
+    pub fn readiness(&mut self, now: Instant, limits: &LaneLimits) -> Readiness {
         let calls_max = if self.is_failing() { 1 } else { limits.calls_max };
-        match self.resume_at {
-            _ if self.in_flight >= calls_max => Readiness::Busy,
-            Some(at) if at > now => Readiness::At(at),
-            _ => Readiness::Now,
+        if self.in_flight >= calls_max {
+            return Readiness::Busy;
         }
+        let resume_at = self.resume_at.filter(|at| *at > now);
+        resume_at.max(self.pace.ready_at(now)).map_or(Readiness::Now, Readiness::At)
     }
 
     /// A call was started.
-    pub fn started(&mut self) {
+    pub fn started(&mut self, bytes: u64, records: u64, now: Instant) {
         self.in_flight += 1;
+        self.pace.started(bytes, records, now);
     }
 
     /// A call that started at `started` has ended. `fraction`, from 0 to 1, is the jitter.
     pub fn finished(
         &mut self,
         verdict: Verdict,
+        answered: Answered,
         started: Instant,
         now: Instant,
         limits: &LaneLimits,
         fraction: f64,
     ) {
         self.in_flight -= 1;
+        self.pace.answered(answered, started, now);
+        if verdict != Verdict::Neutral {
+            let failure = 1.0 - answered.accepted as f64 / answered.sent.max(1) as f64;
+            self.failure += (failure - self.failure) * SUCCESS_WEIGHT;
+        }
         match verdict {
-            Verdict::Progress => self.recover(now),
-            Verdict::ProgressThrottled => {
+            Verdict::Progress => {
                 self.recover(now);
-                self.fail(now, limits, fraction);
+                if answered.throttled > 0 && self.pace.learned().is_none() {
+                    // Its rate is not to blame: one call at a time, with a short wait between them.
+                    self.fail(now, limits, fraction);
+                }
             }
             Verdict::Failed | Verdict::Unreached if self.failed_at.is_some_and(|at| started < at) => (),
             Verdict::Failed => self.fail(now, limits, fraction),
@@ -121,6 +145,17 @@ impl Lane {
     pub fn cut_wait_short(&mut self) {
         self.resume_at = None;
         self.streak = self.streak.min(1);
+        self.pace.cut_wait_short();
+    }
+
+    /// Its pace.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// How well calls go, from nearly 0 to 1.
+    pub fn success(&self) -> f64 {
+        (1.0 - self.failure).max(SUCCESS_MIN)
     }
 
     /// Whether the last calls failed, and not for this delivery stream's sake.
@@ -178,6 +213,14 @@ impl Lane {
     }
 }
 
+/// How much of a stream each of its lanes should have, relative to the best of them, in the order of `lanes`: by the
+/// rate that it can take, where that is known, and by how well its calls go.
+pub fn weights<'a>(lanes: impl Iterator<Item = &'a Lane> + Clone) -> Vec<f64> {
+    let best = lanes.clone().filter_map(|lane| lane.pace.rate()).fold(0.0, f64::max);
+    let of_rate = |lane: &Lane| lane.pace.rate().filter(|_| best > 0.0).map_or(1.0, |rate| rate / best);
+    lanes.map(|lane| (of_rate(lane) * lane.success()).max(WEIGHT_MIN)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,7 +232,13 @@ mod tests {
     };
 
     fn finish(lane: &mut Lane, verdict: Verdict, started: Instant, now: Instant) {
-        lane.finished(verdict, started, now, &LIMITS, 1.0);
+        let accepted = if verdict == Verdict::Progress { 100 } else { 0 };
+        let answered = Answered { sent: 100, accepted, throttled: 0, records: 1 };
+        lane.finished(verdict, answered, started, now, &LIMITS, 1.0);
+    }
+
+    fn start(lane: &mut Lane, now: Instant) {
+        lane.started(100, 1, now);
     }
 
     #[test]
@@ -197,16 +246,16 @@ mod tests {
         let t0 = Instant::now();
         let at = |millis| t0 + Duration::from_millis(millis);
         let mut lane = Lane::default();
-        lane.started();
+        start(&mut lane, t0);
         assert_eq!(lane.readiness(t0, &LIMITS), Readiness::Now);
         finish(&mut lane, Verdict::Failed, t0, at(10));
         assert_eq!(lane.readiness(at(10), &LIMITS), Readiness::At(at(110)));
         assert_eq!(lane.readiness(at(110), &LIMITS), Readiness::Now);
-        lane.started();
+        start(&mut lane, t0);
         assert_eq!(lane.readiness(at(110), &LIMITS), Readiness::Busy);
         finish(&mut lane, Verdict::Failed, at(110), at(120));
         assert_eq!(lane.readiness(at(120), &LIMITS), Readiness::At(at(320)));
-        lane.started();
+        start(&mut lane, t0);
         finish(&mut lane, Verdict::Progress, at(320), at(330));
         assert_eq!((lane.readiness(at(330), &LIMITS), lane.state()), (Readiness::Now, LaneState::Active));
     }
@@ -216,7 +265,7 @@ mod tests {
         let t0 = Instant::now();
         let mut lane = Lane::default();
         for _ in 0..4 {
-            lane.started();
+            start(&mut lane, t0);
         }
         for call in 1..=4 {
             finish(&mut lane, Verdict::Failed, t0, t0 + Duration::from_millis(call));
@@ -229,14 +278,14 @@ mod tests {
         let t0 = Instant::now();
         let mut lane = Lane::default();
         for verdict in [Verdict::Unreached; 9] {
-            lane.started();
+            start(&mut lane, t0);
             finish(&mut lane, verdict, t0, t0);
         }
         assert!(lane.is_unreached() && lane.readiness(t0 + LIMITS.backoff.base, &LIMITS) != Readiness::Now);
         let soon = t0 + LIMITS.backoff.base;
         assert_eq!(lane.hurry(t0, &LIMITS, 1.0), Some(soon));
         assert_eq!((lane.readiness(t0, &LIMITS), lane.hurry(t0, &LIMITS, 1.0)), (Readiness::At(soon), None));
-        lane.started();
+        start(&mut lane, t0);
         finish(&mut lane, Verdict::Failed, soon, soon);
         assert_eq!(lane.hurry(soon, &LIMITS, 1.0), None, "now it failed for its own sake");
     }
@@ -245,25 +294,27 @@ mod tests {
     fn a_parked_lane_is_probed_and_freed_by_the_first_acceptance() {
         let t0 = Instant::now();
         let mut lane = Lane::default();
-        lane.started();
+        start(&mut lane, t0);
         finish(&mut lane, Verdict::Parked, t0, t0);
         assert_eq!(lane.readiness(t0, &LIMITS), Readiness::At(t0 + LIMITS.park_probe));
         assert_eq!(lane.state(), LaneState::Parked);
         lane.cut_wait_short();
         assert_eq!(lane.readiness(t0, &LIMITS), Readiness::Now);
-        lane.started();
+        start(&mut lane, t0);
         finish(&mut lane, Verdict::Progress, t0, t0);
         assert_eq!(lane.state(), LaneState::Active);
     }
 
     #[test]
-    fn throttled_progress_slows_down_without_growing() {
+    fn what_is_throttled_in_part_slows_a_lane_down_and_does_not_make_it_fail() {
         let t0 = Instant::now();
         let mut lane = Lane::default();
-        for _ in 0..10 {
-            lane.started();
-            finish(&mut lane, Verdict::ProgressThrottled, t0, t0);
-        }
-        assert_eq!(lane.readiness(t0, &LIMITS), Readiness::At(t0 + Duration::from_millis(100)));
+        lane.started(1_000_000, 10, t0);
+        let answered = Answered { sent: 1_000_000, accepted: 600_000, throttled: 400_000, records: 10 };
+        lane.finished(Verdict::Progress, answered, t0, t0, &LIMITS, 1.0);
+        assert_eq!((lane.state(), lane.readiness(t0, &LIMITS)), (LaneState::Active, Readiness::Now));
+        lane.started(300_000, 3, t0);
+        let ready = lane.readiness(t0, &LIMITS);
+        assert!(matches!(ready, Readiness::At(at) if at > t0), "{ready:?}");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::lane::Verdict;
+use super::pace::Answered;
 use super::piece::Piece;
 use super::{Delivery, LaneError};
 use crate::batch::{Fate, Settled, Ticket};
@@ -89,7 +90,7 @@ impl Delivery {
         }
         let resends = |index| !is_accepted(index) || failpoint::has(Flaw::ResendsWhole);
         self.requeue(piece.only(&self.parts.memory, resends), now);
-        if throttled > 0 { Verdict::ProgressThrottled } else { Verdict::Progress }
+        Verdict::Progress
     }
 
     /// Keeps what went wrong with a call, for whoever looks.
@@ -189,6 +190,32 @@ impl Delivery {
         });
         self.settled(piece, ended);
         self.released = true;
+    }
+}
+
+/// What an outcome tells the pace of its lane.
+pub(super) fn answered(piece: &Piece, outcome: &Outcome) -> Answered {
+    let sent = piece.bytes() as u64;
+    let records = piece.records().len() as u64;
+    let none = Answered { sent, ..Answered::default() };
+    match outcome {
+        Outcome::Accepted | Outcome::Lost { .. } => Answered { accepted: sent, records, ..none },
+        Outcome::Refused { kind: Refusal::Throttled, .. } => Answered { throttled: sent, records, ..none },
+        Outcome::Refused { .. } | Outcome::Unknown { .. } => none,
+        Outcome::Partial(answers) => {
+            piece.records().iter().zip(answers).fold(none, |sum, (record, answer)| {
+                let bytes = u64::from(record.bytes);
+                match answer {
+                    RecordOutcome::Accepted => {
+                        Answered { accepted: sum.accepted + bytes, records: sum.records + 1, ..sum }
+                    }
+                    RecordOutcome::Throttled => {
+                        Answered { throttled: sum.throttled + bytes, records: sum.records + 1, ..sum }
+                    }
+                    RecordOutcome::Internal => sum,
+                }
+            })
+        }
     }
 }
 

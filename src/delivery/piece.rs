@@ -15,6 +15,20 @@ use crate::metrics::Place;
 use crate::spool::keeper::Part;
 use crate::stream::Stream;
 
+/// What one call may have at most; one record always goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallMax {
+    /// Raw bytes.
+    pub bytes: usize,
+    /// Records.
+    pub records: usize,
+}
+
+impl CallMax {
+    /// What Firehose takes.
+    pub const WHOLE: Self = Self { bytes: CALL_BYTES_MAX, records: CALL_RECORDS_MAX };
+}
+
 /// A batch that travels as lines.
 #[derive(Debug)]
 pub struct Loose {
@@ -291,7 +305,7 @@ impl Piece {
         let charge = Charge::forced(memory, &self.stream().account, json.capacity() as u64);
         let piece = Piece::new(Bytes::from(json), records, origin, charge, self.oldest);
         Piece {
-            is_retry: true,
+            is_retry: self.is_retry,
             is_unknown: self.is_unknown,
             is_doubtful: self.is_doubtful,
             is_recalled: self.is_recalled,
@@ -303,7 +317,21 @@ impl Piece {
 
     /// The two halves of its records, to find the one that is refused.
     pub fn halves(&self, memory: &Arc<Memory>) -> [Piece; 2] {
-        let middle = self.records.len() / 2;
+        self.split_at(memory, self.records.len() / 2)
+    }
+
+    /// As many of the first records as one call may have, and the others; nothing where there are no others.
+    pub fn split(&self, memory: &Arc<Memory>, max: CallMax) -> Option<[Piece; 2]> {
+        let mut bytes = 0;
+        let exceeds = |(index, record): (usize, &Record)| {
+            bytes += record.bytes as usize;
+            index >= max.records || bytes > max.bytes
+        };
+        let fit = self.records.iter().enumerate().position(exceeds)?.max(1);
+        (fit < self.records.len()).then(|| self.split_at(memory, fit))
+    }
+
+    fn split_at(&self, memory: &Arc<Memory>, middle: usize) -> [Piece; 2] {
         [self.only(memory, |index| index < middle), self.only(memory, |index| index >= middle)]
     }
 }
@@ -318,11 +346,12 @@ fn may_join(first: &Piece, next: &Piece) -> bool {
         && first.is_doubtful == next.is_doubtful
 }
 
-/// Takes the first piece, and with it as many that follow as fit into one call.
+/// Takes the first piece, and with it as many that follow as one call may have.
 pub fn merge(
     pieces: &mut std::collections::VecDeque<Piece>,
     encoding: Encoding,
     memory: &Arc<Memory>,
+    max: CallMax,
 ) -> Option<Piece> {
     let first = pieces.pop_front()?;
     let (mut records, mut bytes) = (first.records.len(), first.bytes());
@@ -332,7 +361,7 @@ pub fn merge(
     {
         records += next.records.len();
         bytes += next.bytes();
-        if records > CALL_RECORDS_MAX || bytes > CALL_BYTES_MAX {
+        if records > max.records || bytes > max.bytes {
             break;
         }
         group.extend(pieces.pop_front());
@@ -537,7 +566,7 @@ mod tests {
         let (mut pieces, mut bodies, mut settled) = (VecDeque::new(), Vec::new(), HashMap::new());
         let mut answers = answers.iter().copied().chain(std::iter::repeat(0));
         while !loose.is_empty() || !pieces.is_empty() {
-            let mut piece = merge(&mut pieces, Encoding::Records, memory)
+            let mut piece = merge(&mut pieces, Encoding::Records, memory, CallMax::WHOLE)
                 .or_else(|| pack(loose, Encoding::Records, memory))
                 .expect("something is left");
             let body = piece.close(Encoding::Records, "name");
@@ -633,6 +662,21 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_is_split_where_a_call_is_full_and_one_record_always_goes() {
+        let (memory, stream) = fixture(4);
+        let lines: Vec<Vec<u8>> = (0..6).map(|digit| format!("{digit}..\n").into_bytes()).collect();
+        let mut queue = VecDeque::from([loose(&memory, &stream, 0, &lines)]);
+        let piece = pack(&mut queue, Encoding::Records, &memory).expect("a piece");
+        let first =
+            |max: CallMax| piece.split(&memory, max).map(|[first, rest]| (first.events(), rest.events()));
+        assert_eq!(first(CallMax::WHOLE), None);
+        assert_eq!(first(CallMax { bytes: 24, ..CallMax::WHOLE }), None);
+        assert_eq!(first(CallMax { bytes: 11, ..CallMax::WHOLE }), Some((2, 4)));
+        assert_eq!(first(CallMax { records: 5, ..CallMax::WHOLE }), Some((5, 1)));
+        assert_eq!(first(CallMax { bytes: 1, records: 1 }), Some((1, 5)));
+    }
+
+    #[test]
     fn suspects_and_possible_duplicates_stay_apart() {
         let (memory, stream) = fixture(1_000);
         let piece = |sequence| {
@@ -643,7 +687,7 @@ mod tests {
         let unknown = Piece { is_unknown: true, ..piece(2) };
         let mut pieces = VecDeque::from([piece(0), suspect, unknown, piece(3), piece(4)]);
         let mut sizes = Vec::new();
-        while let Some(merged) = merge(&mut pieces, Encoding::Records, &memory) {
+        while let Some(merged) = merge(&mut pieces, Encoding::Records, &memory, CallMax::WHOLE) {
             sizes.push(merged.records().len());
         }
         assert_eq!(sizes, [1, 1, 1, 2]);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::piece::{self, Loose, Piece};
+use super::piece::{self, CallMax, Loose, Piece};
 use crate::batch::Ticket;
 use crate::destination::Encoding;
 use crate::encode::CALL_BYTES_MAX;
@@ -93,9 +93,13 @@ pub struct LaneLink {
     pub is_waiting: bool,
     /// Bytes that the lane has taken from this stream, on the lane's clock: the least served is next.
     pub served: u64,
-    /// Bytes that this stream has sent by the lane: of several lanes, the one that had least is tried first.
-    pub sent: u64,
+    /// Bytes that this stream has sent by the lane, over the lane's weight: of several lanes, the one that had least for
+    /// what it can is tried first.
+    pub sent: f64,
 }
+
+/// How much a lane that had no calls for long may have of a stream before the stream's other lanes have their turn.
+const CATCH_UP_BYTES: f64 = 16.0 * CALL_BYTES_MAX as f64;
 
 /// What one stream has sealed and not delivered, calls in flight apart.
 #[derive(Debug)]
@@ -234,17 +238,45 @@ impl StreamQueue {
         self.loose.front().map(|loose| loose.due.max(now))
     }
 
-    /// Takes what goes into the next call: the older of what is packed and what is loose.
+    /// One of its lanes takes so many bytes. `weights` are the lanes' relative to each other, in the order of the links.
+    pub fn took(&mut self, lane: usize, bytes: usize, weights: &[f64]) {
+        for (link, weight) in self.links.iter_mut().zip(weights).filter(|(link, _)| link.lane == lane) {
+            link.sent += bytes as f64 / weight;
+        }
+        let furthest = self.links.iter().map(|link| link.sent).fold(0.0, f64::max);
+        self.links.iter_mut().for_each(|link| link.sent = link.sent.max(furthest - CATCH_UP_BYTES));
+    }
+
+    /// Takes what goes into the next call, which has at most `max`: the older of what is packed and what is loose.
     ///
     /// What was read back from disk takes turns with the rest, and goes only where `may_recall` says so.
-    pub fn next_call(&mut self, encoding: Encoding, memory: &Arc<Memory>, may_recall: bool) -> Option<Piece> {
+    pub fn next_call(
+        &mut self,
+        encoding: Encoding,
+        memory: &Arc<Memory>,
+        max: CallMax,
+        may_recall: bool,
+    ) -> Option<Piece> {
+        let piece = self.next_piece(encoding, memory, max, may_recall)?;
+        let Some([first, rest]) = piece.split(memory, max) else { return Some(piece) };
+        self.put_back(Item::Piece(rest));
+        Some(first)
+    }
+
+    fn next_piece(
+        &mut self,
+        encoding: Encoding,
+        memory: &Arc<Memory>,
+        max: CallMax,
+        may_recall: bool,
+    ) -> Option<Piece> {
         let has_fresh = !self.pieces.is_empty() || !self.loose.is_empty();
         self.recalled_next = !self.recalled_next;
         if may_recall && self.has_recalled() && (self.recalled_next || !has_fresh) {
-            return piece::merge(&mut self.recalled, encoding, memory);
+            return piece::merge(&mut self.recalled, encoding, memory, max);
         }
         if self.is_piece_first() {
-            return self.merge(encoding, memory);
+            return self.merge(encoding, memory, max);
         }
         let piece = self.pack(encoding, memory)?;
         self.loose_bytes -= piece.bytes();
@@ -280,10 +312,10 @@ impl StreamQueue {
     }
 
     /// Puts packed batches together, but none that came behind lines that are loose still.
-    fn merge(&mut self, encoding: Encoding, memory: &Arc<Memory>) -> Option<Piece> {
+    fn merge(&mut self, encoding: Encoding, memory: &Arc<Memory>, max: CallMax) -> Option<Piece> {
         let end = self.loose.front().map_or(u64::MAX, |loose| loose.turn);
         let mut behind = self.pieces.split_off(self.pieces.partition_point(|piece| piece.turn <= end));
-        let piece = piece::merge(&mut self.pieces, encoding, memory);
+        let piece = piece::merge(&mut self.pieces, encoding, memory, max);
         self.pieces.append(&mut behind);
         piece
     }

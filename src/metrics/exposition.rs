@@ -14,6 +14,17 @@ use super::process::Usage;
 use super::{Ages, Cause, Drop, Histogram, Metrics, Outcome, Reject};
 use crate::lifecycle::Stage;
 
+/// The lanes of one label.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LaneFigures {
+    /// 0 active, 1 backing off, 2 parked.
+    pub state: u8,
+    /// Calls in flight.
+    pub in_flight: usize,
+    /// Raw bytes a second that it sends at most, where there is a limit.
+    pub rate: Option<f64>,
+}
+
 /// What is looked at when a scrape comes.
 #[derive(Clone, Debug)]
 pub struct Live {
@@ -25,8 +36,8 @@ pub struct Live {
     pub memory_events_limit: u64,
     /// `uring` or `epoll`.
     pub driver: &'static str,
-    /// State of the lanes (0 active, 1 backing off, 2 parked) and their calls in flight, by label.
-    pub lanes: BTreeMap<String, (u8, usize)>,
+    /// The lanes by label.
+    pub lanes: BTreeMap<String, LaneFigures>,
     /// How old the oldest event is that is held, by stream label.
     pub ages: Ages,
     /// When the first of the credentials in use expire, where any do.
@@ -209,11 +220,17 @@ fn lane_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     let mut state =
         gauge("standpipe_lane_state", "State of a lane: 0 active, 1 backing off, 2 parked by a refusal.");
     let mut in_flight = gauge("standpipe_calls_in_flight", "Calls that have no answer yet.");
-    for (name, (value, calls)) in &live.lanes {
-        add(&mut state, &[("delivery_stream", name)], f64::from(*value));
-        add(&mut in_flight, &[("delivery_stream", name)], *calls as f64);
+    let mut rate = gauge(
+        "standpipe_lane_rate_limit_bytes_per_second",
+        "Raw bytes a second that a lane sends at most, configured or learned; absent where there is no limit.",
+    );
+    for (name, lane) in &live.lanes {
+        let label = [("delivery_stream", name.as_str())];
+        add(&mut state, &label, f64::from(lane.state));
+        add(&mut in_flight, &label, lane.in_flight as f64);
+        lane.rate.into_iter().for_each(|limit| add(&mut rate, &label, limit));
     }
-    vec![calls, records, state, in_flight]
+    vec![calls, records, state, in_flight, rate]
 }
 
 fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {

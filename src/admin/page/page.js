@@ -323,7 +323,7 @@ function showLanes(status) {
     const row = make("tr");
     const state = row.appendChild(make("td")) && row.appendChild(make("td"));
     state.append(make("span"));
-    for (let cell = 0; cell < 4; cell += 1) row.append(make("td"));
+    for (let cell = 0; cell < 5; cell += 1) row.append(make("td"));
     return row;
   }, (row, one) => {
     const [name, words] = STATES[one.state], pill = row.children[1].firstElementChild;
@@ -333,6 +333,7 @@ function showLanes(status) {
     say(pill, words);
     [["number", one.records_per_second == null ? "–" : rate(one.records_per_second)],
       ["number wide", one.calls_per_second == null ? "–" : rate(one.calls_per_second)],
+      ["number wide", one.rate_limit_bytes_per_second == null ? "–" : `${bytes(one.rate_limit_bytes_per_second)}/s`],
       ["number wide", whole(one.calls_in_flight)], ["mid error", error]].forEach(([kind, text], index) => {
       mark(row.children[index + 2], kind);
       say(row.children[index + 2], text);

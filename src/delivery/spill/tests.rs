@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::*;
 use crate::batch::BatchId;
 use crate::config::{Config, Packing};
-use crate::delivery::piece::Loose;
+use crate::delivery::piece::{CallMax, Loose};
 use crate::delivery::queues::StreamQueue;
 use crate::destination::{Destination, Encoding};
 use crate::memory::{Machine, Memory, Plan};
@@ -243,7 +243,7 @@ async fn batches_whose_calls_failed_in_any_order_are_written_in_theirs() {
         let charge = Charge::forced(&rig.memory, &rig.stream.account, 2);
         let (now, memory) = (rig.now, Arc::clone(&rig.memory));
         rig.queue().push(Item::Loose(Loose::new(Arc::new(ticket), lines, charge, now)));
-        failed.extend(rig.queue().next_call(Encoding::Lines, &memory, true));
+        failed.extend(rig.queue().next_call(Encoding::Lines, &memory, CallMax::WHOLE, true));
     }
     for mut piece in failed {
         piece.is_retry = true;

@@ -1,0 +1,408 @@
+//! How fast one delivery stream is called: what is configured for it, and what its answers have shown. Pure: it is told
+//! the time, what starts and what was answered, and says when the next call may start and how large it may be. It is no
+//! back-off: that is `lane`'s, for calls of which nothing is accepted.
+//!
+//! A quota belongs to a delivery stream, and the relays of a fleet share it without knowing of each other. Bytes, records
+//! and calls a second may be configured, each as a ceiling. Beside these a rate is learned, in bytes, since they are what
+//! binds first (1 to 5 MiB/s against thousands of calls and a hundred thousand records; see docs/capacity.md):
+//!
+//! - Nothing is learned until a call is throttled in part. Then the rate is what was accepted in the last window.
+//! - A window with throttling cuts the rate by the share that was throttled: a fleet that offers 3 % too much slows down
+//!   by 3 %, not by half, so that it stays near the quota instead of swinging below it.
+//! - A window without, in which calls had to wait for their rate, raises it: by the same few KiB for every relay, which
+//!   is what evens their shares out, and by a percentage that grows with every such window, so that a quota that was
+//!   raised is found within a minute.
+//! - A window in which nothing was accepted teaches nothing: that is an outage, not a quota.
+//! - Cuts that do not help are taken back. Where a quarter of the rate or less is throttled as much as all of it was, and
+//!   that for longer than other relays need to notice a change, this one is not the cause, and would only starve.
+//!
+//! (Additive increase and multiplicative decrease converge to equal shares: Chiu and Jain, 1989. A decrease by the share
+//! of marked packets rather than by half: DCTCP, RFC 8257.)
+
+use std::time::{Duration, Instant};
+
+use super::piece::CallMax;
+use crate::encode::{CALL_BYTES_MAX, CALL_RECORDS_MAX};
+
+/// The rate is looked at once in so long at most: a quota is per second.
+const WINDOW: Duration = Duration::from_secs(1);
+/// A window with fewer answered records says little, and goes on, but not for longer than [`WINDOW_MAX`].
+const WINDOW_RECORDS: u64 = 8;
+/// See [`WINDOW_RECORDS`].
+const WINDOW_MAX: Duration = Duration::from_secs(4);
+/// What a lane did not use within this is not saved up for later.
+const BURST: Duration = Duration::from_millis(250);
+/// A call has what may be sent in so long at most, so that a slow lane is not throttled for calling by fits and starts. One
+/// record always goes.
+const CALL_SPAN: Duration = Duration::from_millis(250);
+/// No rate is learned below this, in bytes a second.
+const RATE_MIN: f64 = 4096.0;
+/// The same for every relay of a fleet, in bytes a second, each second.
+const STEP: f64 = 8192.0;
+/// The percentage by which the rate grows in the first second without throttling; in the second by twice that, and so on.
+const GROWTH: f64 = 0.01;
+/// And at most.
+const GROWTH_MAX: f64 = 0.1;
+/// A rate for which no call had to wait in so long is forgotten.
+const FORGET: Duration = Duration::from_secs(300);
+/// Cuts down to this part of a rate that are no help within [`CUT_LONG_ENOUGH`] are taken back.
+const CUT_ENOUGH: f64 = 0.25;
+/// The relays of a fleet cut one after the other, so that what the first sees is the others' doing still.
+const CUT_LONG_ENOUGH: Duration = Duration::from_secs(10);
+/// They are no help where the share that is throttled is still at least so much of what it was.
+const NO_HELP: f64 = 0.5;
+/// Nothing is learned for so long after that.
+const UNTEACHABLE: Duration = Duration::from_secs(30);
+
+/// What is configured for a delivery stream, a second; `None`: as much as it takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ceilings {
+    /// Raw bytes.
+    pub bytes: Option<u64>,
+    /// Records.
+    pub records: Option<u64>,
+    /// Calls.
+    pub calls: Option<u64>,
+}
+
+/// What became of a call, as far as its lane's pace is concerned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Raw bytes of all its records.
+    pub sent: u64,
+    /// Raw bytes of the records that were accepted.
+    pub accepted: u64,
+    /// Raw bytes of those that were over the quota.
+    pub throttled: u64,
+    /// Records that were accepted or over the quota.
+    pub records: u64,
+}
+
+/// The pace of one delivery stream.
+#[derive(Debug, Default)]
+pub struct Pace {
+    ceilings: Ceilings,
+    bytes: Debt,
+    records: Debt,
+    calls: Debt,
+    /// Bytes a second that the answers have shown.
+    learned: Option<f64>,
+    window: Option<Window>,
+    /// Bytes a second accepted in the last window that ended.
+    accepted_rate: f64,
+    /// Windows without throttling in a row, while calls had to wait for their rate.
+    calm: u32,
+    /// Where the cuts in a row began.
+    cuts: Option<Cuts>,
+    /// When a call last had to wait for the learned rate.
+    held_at: Option<Instant>,
+    unteachable_until: Option<Instant>,
+}
+
+/// What is owed at a rate: a call may start once nothing is.
+#[derive(Debug, Default)]
+struct Debt {
+    amount: f64,
+    at: Option<Instant>,
+}
+
+/// Answers to calls that started within it.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    since: Instant,
+    answered: Answered,
+    is_held: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Cuts {
+    since: Instant,
+    rate: f64,
+    share: f64,
+}
+
+impl Debt {
+    /// What is owed at `now`, or, where that is negative, may be had at once.
+    fn owed(&self, rate: f64, now: Instant) -> f64 {
+        let paid = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64() * rate);
+        (self.amount - paid).max(-rate * BURST.as_secs_f64())
+    }
+
+    fn charge(&mut self, amount: u64, rate: Option<f64>, now: Instant) {
+        let Some(rate) = rate else { return *self = Self::default() };
+        self.amount = self.owed(rate, now) + amount as f64;
+        self.at = Some(now);
+    }
+
+    /// How long until nothing is owed.
+    fn wait(&self, rate: Option<f64>, now: Instant) -> Duration {
+        let Some(rate) = rate else { return Duration::ZERO };
+        Duration::try_from_secs_f64((self.owed(rate, now) / rate).max(0.0)).unwrap_or(Duration::MAX)
+    }
+}
+
+impl Pace {
+    /// A pace with nothing learned yet.
+    pub fn new(ceilings: Ceilings) -> Self {
+        Self { ceilings, ..Self::default() }
+    }
+
+    /// Sets other ceilings; what was learned stays.
+    pub fn set_ceilings(&mut self, ceilings: Ceilings) {
+        self.ceilings = ceilings;
+    }
+
+    /// Raw bytes a second, where there is a limit to them.
+    pub fn rate(&self) -> Option<f64> {
+        let ceiling = self.ceilings.bytes.map(|bytes| bytes as f64);
+        match (ceiling, self.learned) {
+            (Some(ceiling), Some(learned)) => Some(ceiling.min(learned)),
+            (ceiling, learned) => ceiling.or(learned),
+        }
+    }
+
+    /// Raw bytes a second that answers have shown to be as much as is taken.
+    pub fn learned(&self) -> Option<f64> {
+        self.learned
+    }
+
+    /// When the next call may start, if not now. It is taken to be wanted.
+    pub fn ready_at(&mut self, now: Instant) -> Option<Instant> {
+        let ceiling = |ceiling: Option<u64>| ceiling.map(|ceiling| ceiling as f64);
+        let of_bytes = self.bytes.wait(self.rate(), now);
+        let of_records = self.records.wait(ceiling(self.ceilings.records), now);
+        let wait = of_bytes.max(of_records).max(self.calls.wait(ceiling(self.ceilings.calls), now));
+        if self.learned.is_some() && !of_bytes.is_zero() {
+            self.held_at = Some(now);
+            self.window.iter_mut().for_each(|window| window.is_held = true);
+        }
+        (!wait.is_zero()).then(|| now.checked_add(wait)).flatten()
+    }
+
+    /// What the next call should have at most.
+    pub fn call_max(&self) -> CallMax {
+        // Saturating: what is larger than a call becomes a call.
+        let of_span =
+            |rate: Option<f64>| rate.map_or(usize::MAX, |rate| (rate * CALL_SPAN.as_secs_f64()) as usize);
+        let records = self.ceilings.records.map(|ceiling| ceiling as f64);
+        CallMax {
+            bytes: of_span(self.rate()).clamp(1, CALL_BYTES_MAX),
+            records: of_span(records).clamp(1, CALL_RECORDS_MAX),
+        }
+    }
+
+    /// A call starts.
+    pub fn started(&mut self, bytes: u64, records: u64, now: Instant) {
+        if self.held_at.is_none_or(|at| now.saturating_duration_since(at) > FORGET) {
+            self.learned = None;
+        }
+        let ceilings = self.ceilings;
+        self.bytes.charge(bytes, self.rate(), now);
+        self.records.charge(records, ceilings.records.map(|ceiling| ceiling as f64), now);
+        self.calls.charge(1, ceilings.calls.map(|ceiling| ceiling as f64), now);
+        let is_stale = |window: &Window| now.saturating_duration_since(window.since) > 2 * WINDOW_MAX;
+        if self.window.as_ref().is_none_or(is_stale) {
+            self.window = Some(Window { since: now, answered: Answered::default(), is_held: false });
+        }
+    }
+
+    /// A call that started at `started` was answered. Calls that were under way before the last change of the rate say
+    /// nothing about it.
+    pub fn answered(&mut self, answered: Answered, started: Instant, now: Instant) {
+        let Some(window) = self.window.as_mut().filter(|window| started >= window.since) else { return };
+        window.answered.accepted += answered.accepted;
+        window.answered.throttled += answered.throttled;
+        window.answered.records += answered.records;
+        let (window, elapsed) = (*window, now.saturating_duration_since(window.since));
+        let is_first = self.learned.is_none() && window.answered.throttled > 0;
+        let is_whole = elapsed >= WINDOW && window.answered.records >= WINDOW_RECORDS;
+        if is_first || is_whole || elapsed >= WINDOW_MAX {
+            self.conclude(&window, elapsed.max(WINDOW), now);
+        }
+    }
+
+    /// Ends every wait.
+    pub fn cut_wait_short(&mut self) {
+        (self.bytes, self.records, self.calls) = Default::default();
+    }
+
+    fn conclude(&mut self, window: &Window, elapsed: Duration, now: Instant) {
+        let Answered { accepted, throttled, .. } = window.answered;
+        if accepted == 0 {
+            // Nothing was accepted yet: go on, for as long as a window may last.
+            return self.window = self.window.filter(|_| elapsed < WINDOW_MAX);
+        }
+        self.window = None;
+        let rate = accepted as f64 / elapsed.as_secs_f64();
+        match throttled {
+            0 => self.raise(window.is_held, elapsed),
+            _ => self.cut(throttled as f64 / (accepted + throttled) as f64, rate, window, now),
+        }
+        self.accepted_rate = rate;
+    }
+
+    fn raise(&mut self, is_held: bool, elapsed: Duration) {
+        self.cuts = None;
+        let Some(learned) = self.learned.as_mut().filter(|_| is_held) else { return };
+        self.calm += 1;
+        let growth = (f64::from(self.calm) * GROWTH).min(GROWTH_MAX);
+        *learned += (STEP + *learned * growth) * elapsed.min(WINDOW_MAX).as_secs_f64();
+    }
+
+    /// A share of what was offered was throttled, and the rest accepted at `accepted` bytes a second.
+    fn cut(&mut self, share: f64, accepted: f64, window: &Window, now: Instant) {
+        self.calm = 0;
+        if self.unteachable_until.is_some_and(|until| now < until) {
+            return;
+        }
+        self.held_at = Some(now);
+        let Some(learned) = self.learned else {
+            // A burst that a quota has saved up for is no rate, and nor is what it left of a moment.
+            self.learned = Some(accepted.max(self.accepted_rate).max(RATE_MIN));
+            self.cuts = Some(Cuts { since: now, rate: accepted / (1.0 - share), share });
+            return;
+        };
+        let cuts = *self.cuts.get_or_insert(Cuts { since: now, rate: learned, share });
+        let has_lasted = now.saturating_duration_since(cuts.since) >= CUT_LONG_ENOUGH;
+        if share < cuts.share * NO_HELP {
+            self.cuts = Some(Cuts { since: now, rate: learned, share });
+        } else if has_lasted && learned < cuts.rate * CUT_ENOUGH {
+            self.learned = None;
+            self.cuts = None;
+            self.unteachable_until = now.checked_add(UNTEACHABLE);
+            return;
+        }
+        let offered = accepted / (1.0 - share);
+        let used = if window.is_held { learned } else { learned.min(offered) };
+        // Of a few records, chance has too large a say.
+        let share = if window.answered.records < WINDOW_RECORDS { share.min(0.5) } else { share };
+        self.learned = Some((used * (1.0 - share)).max(RATE_MIN));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: f64 = 1_048_576.0;
+
+    fn at(start: Instant, millis: u64) -> Instant {
+        start + Duration::from_millis(millis)
+    }
+
+    fn answer(accepted: u64, throttled: u64) -> Answered {
+        Answered { sent: accepted + throttled, accepted, throttled, records: 100 }
+    }
+
+    /// Sends what the pace allows for a second, of which so much is accepted; gives the bytes sent.
+    fn second(pace: &mut Pace, start: Instant, accepts: impl Fn(u64) -> u64) -> u64 {
+        let mut sent = 0;
+        for step in 0..=100 {
+            let now = at(start, step * 10);
+            while pace.ready_at(now).is_none() && sent < 100 << 20 {
+                let bytes = pace.call_max().bytes as u64;
+                pace.started(bytes, 100, now);
+                let accepted = accepts(bytes);
+                pace.answered(answer(accepted, bytes - accepted), now, now);
+                sent += bytes;
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn nothing_is_limited_before_something_is_throttled() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        pace.started(4 << 20, 500, start);
+        pace.answered(answer(4 << 20, 0), start, at(start, 2_000));
+        assert_eq!((pace.rate(), pace.ready_at(at(start, 2_000))), (None, None));
+        assert_eq!(pace.call_max(), CallMax::WHOLE);
+    }
+
+    #[test]
+    fn the_first_throttling_teaches_what_was_accepted() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        pace.started(4 << 20, 500, start);
+        pace.answered(answer(1 << 20, 3 << 20), start, at(start, 50));
+        assert_eq!(pace.learned(), Some(MIB), "a burst is not taken for a rate");
+        assert_eq!(pace.call_max(), CallMax { bytes: 1 << 18, ..CallMax::WHOLE });
+    }
+
+    #[test]
+    fn a_rate_is_cut_by_the_share_that_is_throttled_and_grows_where_it_is_in_the_way() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        pace.started(2 << 20, 500, start);
+        pace.answered(answer(1 << 20, 1 << 20), start, start);
+        for turn in 1..30 {
+            second(&mut pace, at(start, turn * 1_000), |bytes| bytes);
+        }
+        let grown = pace.learned().expect("a rate is learned");
+        assert!(grown > 4.0 * MIB, "{grown}");
+        for turn in 30..32 {
+            second(&mut pace, at(start, turn * 1_000), |bytes| bytes * 9 / 10);
+        }
+        let cut = pace.learned().expect("still") / grown;
+        assert!((0.75..0.97).contains(&cut), "{cut}");
+        assert_eq!(pace.calm, 0);
+    }
+
+    #[test]
+    fn a_rate_that_is_in_nobodys_way_is_forgotten() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        pace.started(2 << 20, 500, start);
+        pace.answered(answer(1 << 20, 1 << 20), start, start);
+        for minute in 1..=6 {
+            assert!(pace.learned().is_some() || minute > 5, "after {minute} minutes");
+            pace.started(1_000, 1, at(start, minute * 60_000));
+        }
+        assert_eq!(pace.learned(), None);
+    }
+
+    #[test]
+    fn what_accepts_nothing_teaches_nothing() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        for turn in 0..100 {
+            let now = at(start, turn * 500);
+            pace.started(4 << 20, 500, now);
+            pace.answered(answer(0, 4 << 20), now, now);
+        }
+        assert_eq!(pace.rate(), None);
+    }
+
+    #[test]
+    fn cuts_that_do_not_help_are_taken_back_for_a_while() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let mut turns = 0;
+        pace.started(2 << 20, 500, start);
+        pace.answered(answer(1 << 20, 1 << 20), start, start);
+        while pace.learned().is_some() {
+            turns += 1;
+            assert!(turns < 20, "half of what is sent is throttled, however little that is");
+            second(&mut pace, at(start, turns * 1_000), |bytes| bytes / 2);
+        }
+        second(&mut pace, at(start, (turns + 1) * 1_000), |bytes| bytes / 2);
+        assert_eq!(pace.learned(), None);
+    }
+
+    #[test]
+    fn every_ceiling_is_kept_and_nothing_is_saved_up() {
+        let start = Instant::now();
+        for (ceilings, bytes, records, most) in [
+            (Ceilings { bytes: Some(1_000), ..Ceilings::default() }, 100, 1, 10),
+            (Ceilings { records: Some(50), ..Ceilings::default() }, 1, 5, 10),
+            (Ceilings { calls: Some(10), ..Ceilings::default() }, 1, 1, 10),
+        ] {
+            let mut pace = Pace::new(ceilings);
+            let mut calls = 0;
+            // A minute of silence before is worth a quarter of a second, and a call may start before it is paid.
+            for millis in 60_000..61_000 {
+                let now = at(start, millis);
+                if pace.ready_at(now).is_none() {
+                    pace.started(bytes, records, now);
+                    calls += 1;
+                }
+            }
+            assert!((most..=most + 4).contains(&calls), "{ceilings:?}: {calls}");
+        }
+    }
+}
