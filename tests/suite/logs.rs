@@ -89,7 +89,7 @@ fn paused_connections_and_dropped_events_are_logged_now_and_then(io: Io) {
 
 fn lanes_that_fail_together_are_not_all_logged(io: Io) {
     let start = Instant::now();
-    let relay = Relay::start(io, &format!("{} --linger 10ms --retry-max 50ms", closed()));
+    let relay = Relay::start(io, &format!("{} --linger 10ms --retry-base 10ms --retry-max 50ms", closed()));
     relay.send(frames(10).as_bytes());
     relay.until("every lane has failed often", |metrics| {
         metrics.sum("standpipe_calls_total", &[("outcome", "internal")]) > 5 * LANES as u64
