@@ -67,13 +67,16 @@ pub trait Handler {
     fn accept_failed(&mut self, error: &io::Error);
 }
 
-/// How much one wait brought, for the adaptive pause.
+/// What one wait brought.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reaped {
     /// Reads that brought bytes.
     pub reads: u64,
     /// Bytes they brought.
     pub bytes: u64,
+    /// Whatever connection had something to read at this moment was read since. None where some were not: what they
+    /// sent may have been waiting for long.
+    pub caught_up: Option<Instant>,
 }
 
 /// A driver chosen at start.

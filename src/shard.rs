@@ -252,6 +252,7 @@ impl Shard {
             let timeout = self.timeout(Instant::now());
             let reaped = self.driver.wait(timeout, self.pause, &mut self.intake)?;
             woke = self.intake.now();
+            self.intake.caught_up = reaped.caught_up.unwrap_or(self.intake.caught_up);
             self.pause = self.pause_after(reaped);
             self.intake.turn();
             self.obey();

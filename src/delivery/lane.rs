@@ -311,10 +311,11 @@ mod tests {
         let mut lane = Lane::default();
         lane.started(1_000_000, 10, t0);
         let answered = Answered { sent: 1_000_000, accepted: 600_000, throttled: 400_000, records: 10 };
-        lane.finished(Verdict::Progress, answered, t0, t0, &LIMITS, 1.0);
-        assert_eq!((lane.state(), lane.readiness(t0, &LIMITS)), (LaneState::Active, Readiness::Now));
-        lane.started(300_000, 3, t0);
-        let ready = lane.readiness(t0, &LIMITS);
-        assert!(matches!(ready, Readiness::At(at) if at > t0), "{ready:?}");
+        let t1 = t0 + Duration::from_secs(1);
+        lane.finished(Verdict::Progress, answered, t0, t1, &LIMITS, 1.0);
+        assert_eq!((lane.state(), lane.readiness(t1, &LIMITS)), (LaneState::Active, Readiness::Now));
+        lane.started(300_000, 3, t1);
+        let ready = lane.readiness(t1, &LIMITS);
+        assert!(matches!(ready, Readiness::At(at) if at > t1), "{ready:?}");
     }
 }

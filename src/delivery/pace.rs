@@ -6,13 +6,15 @@
 //! and calls a second may be configured, each as a ceiling. Beside these a rate is learned, in bytes, since they are what
 //! binds first (1 to 5 MiB/s against thousands of calls and a hundred thousand records; see docs/capacity.md):
 //!
-//! - Nothing is learned until a call is throttled in part. Then the rate is what was accepted in the last window.
+//! - Nothing is learned until something is throttled while something else is accepted. Then the rate is what was accepted
+//!   lately. Rather too much than too little: it is cut faster than it grows.
 //! - A window with throttling cuts the rate by the share that was throttled: a fleet that offers 3 % too much slows down
 //!   by 3 %, not by half, so that it stays near the quota instead of swinging below it.
 //! - A window without, in which calls had to wait for their rate, raises it: by the same few KiB for every relay, which
 //!   is what evens their shares out, and by a percentage that grows with every such window, so that a quota that was
 //!   raised is found within a minute.
-//! - A window in which nothing was accepted teaches nothing: that is an outage, not a quota.
+//! - A call of which nothing was accepted counts once another is accepted soon after it. What accepts nothing for longer
+//!   is an outage and no quota, and teaches nothing.
 //! - Cuts that do not help are taken back. Where a quarter of the rate or less is throttled as much as all of it was, and
 //!   that for longer than other relays need to notice a change, this one is not the cause, and would only starve.
 //!
@@ -30,13 +32,19 @@ const WINDOW: Duration = Duration::from_secs(1);
 const WINDOW_RECORDS: u64 = 8;
 /// See [`WINDOW_RECORDS`].
 const WINDOW_MAX: Duration = Duration::from_secs(4);
+/// The first throttling is looked at over so long at least: what came back first may be the least of it.
+const FIRST_WINDOW: Duration = Duration::from_millis(250);
+/// What was throttled as a whole counts if something is accepted within this.
+const OUTAGE: Duration = Duration::from_secs(2);
 /// What a lane did not use within this is not saved up for later.
 const BURST: Duration = Duration::from_millis(250);
 /// A call has what may be sent in so long at most, so that a slow lane is not throttled for calling by fits and starts. One
 /// record always goes.
 const CALL_SPAN: Duration = Duration::from_millis(250);
-/// No rate is learned below this, in bytes a second.
-const RATE_MIN: f64 = 4096.0;
+/// No rate is cut below this, in bytes a second.
+const RATE_MIN: f64 = 16_384.0;
+/// The first rate that is learned is at least this, in bytes a second: little that was accepted may be all that came.
+const RATE_FIRST_MIN: f64 = 262_144.0;
 /// The same for every relay of a fleet, in bytes a second, each second.
 const STEP: f64 = 8192.0;
 /// The percentage by which the rate grows in the first second without throttling; in the second by twice that, and so on.
@@ -88,8 +96,8 @@ pub struct Pace {
     /// Bytes a second that the answers have shown.
     learned: Option<f64>,
     window: Option<Window>,
-    /// Bytes a second accepted in the last window that ended.
-    accepted_rate: f64,
+    /// What was throttled as a whole since something was accepted, and since when.
+    refused: Option<(Instant, Answered)>,
     /// Windows without throttling in a row, while calls had to wait for their rate.
     calm: u32,
     /// Where the cuts in a row began.
@@ -119,6 +127,15 @@ struct Cuts {
     since: Instant,
     rate: f64,
     share: f64,
+}
+
+impl Answered {
+    fn add(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.accepted += other.accepted;
+        self.throttled += other.throttled;
+        self.records += other.records;
+    }
 }
 
 impl Debt {
@@ -210,14 +227,23 @@ impl Pace {
     /// nothing about it.
     pub fn answered(&mut self, answered: Answered, started: Instant, now: Instant) {
         let Some(window) = self.window.as_mut().filter(|window| started >= window.since) else { return };
-        window.answered.accepted += answered.accepted;
-        window.answered.throttled += answered.throttled;
-        window.answered.records += answered.records;
+        if answered.accepted == 0 {
+            if answered.throttled > 0 {
+                self.refused.get_or_insert((now, Answered::default())).1.add(answered);
+            }
+            return;
+        }
+        let is_quota = |(since, _): &(Instant, _)| now.saturating_duration_since(*since) <= OUTAGE;
+        if let Some((_, refused)) = self.refused.take().filter(is_quota) {
+            window.answered.add(refused);
+        }
+        window.answered.add(answered);
         let (window, elapsed) = (*window, now.saturating_duration_since(window.since));
-        let is_first = self.learned.is_none() && window.answered.throttled > 0;
+        let is_first = elapsed >= FIRST_WINDOW && self.learned.is_none() && window.answered.throttled > 0;
         let is_whole = elapsed >= WINDOW && window.answered.records >= WINDOW_RECORDS;
         if is_first || is_whole || elapsed >= WINDOW_MAX {
-            self.conclude(&window, elapsed.max(WINDOW), now);
+            self.window = None;
+            self.conclude(&window, elapsed, now);
         }
     }
 
@@ -227,18 +253,26 @@ impl Pace {
     }
 
     fn conclude(&mut self, window: &Window, elapsed: Duration, now: Instant) {
-        let Answered { accepted, throttled, .. } = window.answered;
-        if accepted == 0 {
-            // Nothing was accepted yet: go on, for as long as a window may last.
-            return self.window = self.window.filter(|_| elapsed < WINDOW_MAX);
+        let Answered { accepted, throttled, records, .. } = window.answered;
+        if throttled == 0 {
+            return self.raise(window.is_held, elapsed);
         }
-        self.window = None;
-        let rate = accepted as f64 / elapsed.as_secs_f64();
-        match throttled {
-            0 => self.raise(window.is_held, elapsed),
-            _ => self.cut(throttled as f64 / (accepted + throttled) as f64, rate, window, now),
+        self.calm = 0;
+        if self.unteachable_until.is_some_and(|until| now < until) {
+            return;
         }
-        self.accepted_rate = rate;
+        self.held_at = Some(now);
+        let share = throttled as f64 / (accepted + throttled) as f64;
+        // Of a few records, chance has too large a say.
+        let share = if records < WINDOW_RECORDS { share.min(0.5) } else { share };
+        match self.learned {
+            Some(learned) => self.cut(learned, share, now),
+            None => {
+                let rate = (accepted as f64 / elapsed.as_secs_f64()).max(RATE_FIRST_MIN);
+                self.learned = Some(rate);
+                self.cuts = Some(Cuts { since: now, rate, share });
+            }
+        }
     }
 
     fn raise(&mut self, is_held: bool, elapsed: Duration) {
@@ -249,34 +283,17 @@ impl Pace {
         *learned += (STEP + *learned * growth) * elapsed.min(WINDOW_MAX).as_secs_f64();
     }
 
-    /// A share of what was offered was throttled, and the rest accepted at `accepted` bytes a second.
-    fn cut(&mut self, share: f64, accepted: f64, window: &Window, now: Instant) {
-        self.calm = 0;
-        if self.unteachable_until.is_some_and(|until| now < until) {
-            return;
-        }
-        self.held_at = Some(now);
-        let Some(learned) = self.learned else {
-            // A burst that a quota has saved up for is no rate, and nor is what it left of a moment.
-            self.learned = Some(accepted.max(self.accepted_rate).max(RATE_MIN));
-            self.cuts = Some(Cuts { since: now, rate: accepted / (1.0 - share), share });
-            return;
-        };
+    fn cut(&mut self, learned: f64, share: f64, now: Instant) {
         let cuts = *self.cuts.get_or_insert(Cuts { since: now, rate: learned, share });
         let has_lasted = now.saturating_duration_since(cuts.since) >= CUT_LONG_ENOUGH;
         if share < cuts.share * NO_HELP {
             self.cuts = Some(Cuts { since: now, rate: learned, share });
         } else if has_lasted && learned < cuts.rate * CUT_ENOUGH {
-            self.learned = None;
-            self.cuts = None;
+            (self.learned, self.cuts) = (None, None);
             self.unteachable_until = now.checked_add(UNTEACHABLE);
             return;
         }
-        let offered = accepted / (1.0 - share);
-        let used = if window.is_held { learned } else { learned.min(offered) };
-        // Of a few records, chance has too large a say.
-        let share = if window.answered.records < WINDOW_RECORDS { share.min(0.5) } else { share };
-        self.learned = Some((used * (1.0 - share)).max(RATE_MIN));
+        self.learned = Some((learned * (1.0 - share)).max(RATE_MIN));
     }
 }
 
@@ -323,8 +340,10 @@ mod tests {
     fn the_first_throttling_teaches_what_was_accepted() {
         let (mut pace, start) = (Pace::default(), Instant::now());
         pace.started(4 << 20, 500, start);
-        pace.answered(answer(1 << 20, 3 << 20), start, at(start, 50));
-        assert_eq!(pace.learned(), Some(MIB), "a burst is not taken for a rate");
+        pace.answered(answer(1_000, 1 << 20), start, at(start, 50));
+        assert_eq!(pace.learned(), None, "what comes back first may be the least of it");
+        pace.answered(answer((1 << 20) - 1_000, 2 << 20), start, at(start, 1_000));
+        assert_eq!(pace.learned(), Some(MIB));
         assert_eq!(pace.call_max(), CallMax { bytes: 1 << 18, ..CallMax::WHOLE });
     }
 
@@ -332,8 +351,8 @@ mod tests {
     fn a_rate_is_cut_by_the_share_that_is_throttled_and_grows_where_it_is_in_the_way() {
         let (mut pace, start) = (Pace::default(), Instant::now());
         pace.started(2 << 20, 500, start);
-        pace.answered(answer(1 << 20, 1 << 20), start, start);
-        for turn in 1..30 {
+        pace.answered(answer(1 << 20, 1 << 20), start, at(start, 1_000));
+        for turn in 2..30 {
             second(&mut pace, at(start, turn * 1_000), |bytes| bytes);
         }
         let grown = pace.learned().expect("a rate is learned");
@@ -350,7 +369,7 @@ mod tests {
     fn a_rate_that_is_in_nobodys_way_is_forgotten() {
         let (mut pace, start) = (Pace::default(), Instant::now());
         pace.started(2 << 20, 500, start);
-        pace.answered(answer(1 << 20, 1 << 20), start, start);
+        pace.answered(answer(1 << 20, 1 << 20), start, at(start, 1_000));
         for minute in 1..=6 {
             assert!(pace.learned().is_some() || minute > 5, "after {minute} minutes");
             pace.started(1_000, 1, at(start, minute * 60_000));
@@ -359,14 +378,20 @@ mod tests {
     }
 
     #[test]
-    fn what_accepts_nothing_teaches_nothing() {
+    fn an_outage_teaches_nothing_and_single_calls_that_are_throttled_do() {
         let (mut pace, start) = (Pace::default(), Instant::now());
-        for turn in 0..100 {
-            let now = at(start, turn * 500);
-            pace.started(4 << 20, 500, now);
-            pace.answered(answer(0, 4 << 20), now, now);
+        let mut call = |millis: u64, accepted: u64, throttled: u64| {
+            pace.started(4 << 20, 500, at(start, millis));
+            pace.answered(answer(accepted, throttled), at(start, millis), at(start, millis));
+            pace.learned()
+        };
+        assert_eq!(call(0, 4 << 20, 0), None);
+        for turn in 1..100 {
+            assert_eq!(call(turn * 500, 0, 4 << 20), None);
         }
-        assert_eq!(pace.rate(), None);
+        assert_eq!(call(50_000, 4 << 20, 0), None, "an outage is over");
+        assert_eq!(call(50_500, 0, 4 << 20), None, "another may have begun");
+        assert_eq!(call(51_000, 4 << 20, 0), Some(8.0 * MIB), "it was the quota");
     }
 
     #[test]
@@ -374,7 +399,7 @@ mod tests {
         let (mut pace, start) = (Pace::default(), Instant::now());
         let mut turns = 0;
         pace.started(2 << 20, 500, start);
-        pace.answered(answer(1 << 20, 1 << 20), start, start);
+        pace.answered(answer(1 << 20, 1 << 20), start, at(start, 1_000));
         while pace.learned().is_some() {
             turns += 1;
             assert!(turns < 20, "half of what is sent is throttled, however little that is");

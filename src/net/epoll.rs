@@ -48,6 +48,8 @@ pub struct Epoll {
     events: Vec<epoll::Event>,
     /// How many of the events are dealt with.
     handled: usize,
+    /// When they were taken from the kernel.
+    polled_at: Instant,
     /// Bytes after which the shard gets its turn, as the ring of buffers bounds it with io_uring: only then is
     /// it looked at whether memory still allows every connection to be read.
     round_bytes: u64,
@@ -82,6 +84,7 @@ impl Epoll {
             scratch: vec![0; READ_BYTES],
             events: Vec::with_capacity(EVENTS_AT_ONCE),
             handled: 0,
+            polled_at: Instant::now(),
             round_bytes: receive_bytes as u64,
             accept_rests_until: None,
         })
@@ -93,10 +96,15 @@ impl Epoll {
         pause: Duration,
         handler: &mut impl Handler,
     ) -> io::Result<Reaped> {
-        if self.handled == self.events.len() {
+        let is_new = self.handled == self.events.len();
+        if is_new {
             self.wait_for_events(timeout, pause)?;
         }
-        handler.woke(Instant::now());
+        let now = Instant::now();
+        if is_new {
+            self.polled_at = now;
+        }
+        handler.woke(now);
         let mut reaped = Reaped::default();
         while self.handled < self.events.len() && reaped.bytes < self.round_bytes {
             let epoll::Event { data, flags } = self.events[self.handled];
@@ -110,6 +118,8 @@ impl Epoll {
                 key => self.serve(key as Key, flags, handler, &mut reaped),
             }
         }
+        let is_whole = self.handled == self.events.len() && self.events.len() < EVENTS_AT_ONCE;
+        reaped.caught_up = is_whole.then_some(self.polled_at);
         Ok(reaped)
     }
 

@@ -13,20 +13,25 @@ const BUFFERS_BYTES: usize = 32 * 1024;
 struct Turns {
     turn: usize,
     read_in: Vec<usize>,
+    now: Option<Instant>,
+    read_at: Vec<Option<Instant>>,
 }
 
 impl Handler for Turns {
-    fn woke(&mut self, _: Instant) {
+    fn woke(&mut self, now: Instant) {
         self.turn += 1;
+        self.now = Some(now);
     }
     fn accepted(&mut self, socket: OwnedFd, _: usize) -> Option<OwnedFd> {
         Some(socket)
     }
     fn opened(&mut self, key: Key, _: usize) {
         self.read_in.resize(self.read_in.len().max(key as usize + 1), self.turn);
+        self.read_at.resize(self.read_in.len(), self.now);
     }
     fn data(&mut self, key: Key, _: &[u8]) {
         self.read_in[key as usize] = self.turn;
+        self.read_at[key as usize] = self.now;
     }
     fn ended(&mut self, key: Key, _: End) {
         panic!("connection {key} ended");
@@ -48,8 +53,8 @@ fn fill(mut client: &TcpStream) {
     }
 }
 
-#[test]
-fn connections_that_each_could_fill_all_buffers_are_read_in_turn() {
+/// Has every driver read clients that always have more than it has buffers for.
+fn read_from_busy_clients(check: impl Fn(DriverKind, &Turns, Reaped)) {
     let uring = [true, false].map(|incremental| DriverKind::Uring { incremental });
     for kind in [DriverKind::Epoll].into_iter().chain(uring.into_iter().filter(|_| probe::probe().is_ok())) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
@@ -67,9 +72,25 @@ fn connections_that_each_could_fill_all_buffers_are_read_in_turn() {
         }
         for _ in 0..50 * CLIENTS {
             clients.iter().for_each(fill);
-            driver.wait(None, Duration::ZERO, &mut turns).expect("it waits");
-            let waited = turns.read_in.iter().map(|turn| turns.turn - turn).max();
-            assert!(waited <= Some(2 * CLIENTS), "{kind:?}: a connection was not read for {waited:?} turns");
+            let reaped = driver.wait(None, Duration::ZERO, &mut turns).expect("it waits");
+            check(kind, &turns, reaped);
         }
     }
+}
+
+#[test]
+fn connections_that_each_could_fill_all_buffers_are_read_in_turn() {
+    read_from_busy_clients(|kind, turns, _| {
+        let waited = turns.read_in.iter().map(|turn| turns.turn - turn).max();
+        assert!(waited <= Some(2 * CLIENTS), "{kind:?}: a connection was not read for {waited:?} turns");
+    });
+}
+
+/// A drain closed connections as quiet that it had not looked at for a while, with all that they had sent unread.
+#[test]
+fn what_waits_to_be_read_is_never_taken_for_quiet() {
+    read_from_busy_clients(|kind, turns, reaped| {
+        let least = turns.read_at.iter().flatten().min().copied();
+        assert!(reaped.caught_up <= least, "{kind:?}: a connection has more to read than it was said");
+    });
 }

@@ -158,7 +158,10 @@ impl Uring {
             super::pause_before_reaping(pause);
             self.enter(0, None)?;
         }
-        handler.woke(Instant::now());
+        let now = Instant::now();
+        handler.woke(now);
+        // The kernel does a bounded part of what it has to do at once.
+        let has_more = self.ring.submission().taskrun();
         self.turn += 1;
         let mut completions = std::mem::take(&mut self.completions);
         completions
@@ -180,6 +183,7 @@ impl Uring {
             }
         }
         self.completions = completions;
+        reaped.caught_up = (self.dry.is_empty() && !has_more).then_some(now);
         self.buffers.publish();
         self.arm_dry();
         Ok(reaped)

@@ -87,6 +87,7 @@ impl Bare {
     /// be told is never done, so a bench must not let a stream come to its cap.
     pub fn turn(&mut self, now: Instant) {
         self.0.woke(now);
+        self.0.caught_up = now;
         self.0.turn();
     }
 

@@ -101,6 +101,8 @@ pub(super) struct Intake {
     shared: Arc<Shared>,
     shard: usize,
     now: Instant,
+    /// What had come before this was read.
+    pub(super) caught_up: Instant,
     pub(super) peers: Vec<Option<Peer>>,
     peers_open: usize,
     streams: Roster,
@@ -158,6 +160,7 @@ impl Intake {
             shared,
             shard,
             now,
+            caught_up: now,
             peers: Vec::new(),
             peers_open: 0,
             streams: Roster::default(),

@@ -121,7 +121,8 @@ impl Intake {
         let Some(peer) = self.peers[key as usize].as_mut().filter(|peer| peer.is_leaving) else {
             return false;
         };
-        let was_quiet_for = now.saturating_duration_since(peer.last_data);
+        // Not by the time that has passed: in that nobody may have looked.
+        let was_quiet_for = self.caught_up.saturating_duration_since(peer.last_data);
         let was_told_for = peer.leaves_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         let (is_asked, has_uncovered) = (peer.syncs_pending() > 0, peer.has_uncovered());
         let may_ask = !peer.is_shut && peer.syncs.is_some();

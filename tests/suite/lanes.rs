@@ -10,6 +10,7 @@ under_both_drivers!(
     a_poisoned_record_is_dropped_alone,
     a_stream_of_two_delivery_streams_goes_where_it_can,
     streams_that_share_a_delivery_stream_are_all_served,
+    a_quota_is_found_and_kept,
 );
 
 const STREAMS: u64 = 16;
@@ -145,4 +146,23 @@ fn streams_that_share_a_delivery_stream_are_all_served(io: Io) {
     let metrics = relay.until_settled(STREAMS * 1_000);
     names().for_each(|name| assert_eq!(metrics.delivered(&name), 1_000));
     assert_eq!(accepted(&sink, "all"), STREAMS * 1_000);
+}
+
+fn a_quota_is_found_and_kept(io: Io) {
+    const RECORDS: u64 = 4_000;
+    let sink = Sink::start("--quota 1000000");
+    let relay = Relay::start(io, &format!("{} --packing single --linger 50ms", sink.destination()));
+    relay.send(&format!("clicks {:0999}\n", 0).repeat(RECORDS as usize).into_bytes());
+    let rate = |metrics: &Metrics| {
+        metrics.sum("standpipe_lane_rate_limit_bytes_per_second", &[("delivery_stream", "clicks")])
+    };
+    let metrics = relay.until("a rate is learned", |metrics| rate(metrics) > 0);
+    assert!((250_000..2_000_000).contains(&rate(&metrics)), "{}", rate(&metrics));
+    let metrics = relay.until_settled(RECORDS);
+    let throttled = metrics.sum("standpipe_records_total", &[("outcome", "throttled")]);
+    // The first calls were under way together. Whoever has no pace sends each record in vain a dozen times.
+    assert!(throttled < 2 * RECORDS, "{throttled} of {RECORDS} records were throttled");
+    assert_eq!((metrics.delivered("clicks"), accepted(&sink, "clicks")), (RECORDS, RECORDS));
+    assert!(relay.get("/status").body.contains("\"rate_limit_bytes_per_second\":"));
+    relay.terminate().assert_code(0);
 }
