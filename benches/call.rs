@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group};
 use sha2::{Digest, Sha256};
-use standpipe::config::{Packing, PackingMode};
+use standpipe::config::{DeliveryStreamSettings, Packing, PackingMode};
 use standpipe::destination::firehose::{Firehose, FirehoseSettings};
 use standpipe::destination::{Call, Outcome};
 use standpipe::encode::{self, CALL_BYTES_MAX, Encoder};
@@ -151,8 +151,9 @@ fn call(criterion: &mut Criterion) {
     pin(0);
     let sink = Sink::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let settings =
-        FirehoseSettings { endpoint_url: Some(format!("http://{}", sink.address)), ..Default::default() };
+    let endpoint_url = Some(format!("http://{}", sink.address));
+    let defaults = DeliveryStreamSettings { endpoint_url, ..Default::default() };
+    let settings = FirehoseSettings { defaults, ..Default::default() };
     let firehose = runtime.block_on(Firehose::connect(settings)).expect("region and endpoint are given");
     let mut socket = TcpStream::connect(sink.address).expect("the sink listens");
     socket.set_nodelay(true).expect("it is a TCP socket");

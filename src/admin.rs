@@ -161,8 +161,9 @@ async fn maintenance(State(admin): State<Arc<Admin>>, body: String) -> (StatusCo
     let wanted = serde_json::from_str::<Maintenance>(&body);
     match wanted {
         Ok(Maintenance { on }) if is_object => {
-            admin.lifecycle.set_maintenance(on);
-            tracing::info!("maintenance was turned {}", if on { "on" } else { "off" });
+            if admin.lifecycle.set_maintenance(on) != on {
+                tracing::info!("maintenance was turned {}", if on { "on" } else { "off" });
+            }
             let file = admin.shared.config.maintenance_file.as_ref();
             let file = file.filter(|_| !on && admin.lifecycle.is_in_maintenance());
             let answer = match file {

@@ -26,6 +26,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::{info, warn};
 
 use crate::failpoint::{self, Point};
+use crate::log::Rarely;
 use crate::metrics::Drop;
 use crate::spool::Lines;
 use crate::spool::keeper::Part;
@@ -51,8 +52,6 @@ const COUNT_EVERY: Duration = Duration::from_secs(60);
 const COUNT_FULL_EVERY: Duration = Duration::from_secs(5);
 /// What was not finished after so long never will be.
 const PARTIAL_AGE: Duration = Duration::from_secs(3600);
-/// What happens again and again is logged this often.
-const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 const STAMP: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]-[hour]-[minute]-[second]");
 
@@ -126,14 +125,14 @@ struct Writer {
     used: u64,
     counted_at: Option<Instant>,
     next_number: u64,
-    is_failing: bool,
-    told_at: Option<Instant>,
+    kept: Rarely,
+    failing: Rarely,
 }
 
 impl Writer {
     fn new(settings: Settings) -> Self {
-        let told_at = None;
-        Self { settings, used: 0, counted_at: None, next_number: 0, is_failing: false, told_at }
+        let (kept, failing) = (Rarely::default(), Rarely::default());
+        Self { settings, used: 0, counted_at: None, next_number: 0, kept, failing }
     }
 
     fn run(mut self, bundles: &Receiver<Bundle>, answers: &UnboundedSender<Answer>) {
@@ -156,19 +155,17 @@ impl Writer {
     /// Writes bundles of one stream as a file, and says in the log what came of it, now and then.
     fn write_and_tell(&mut self, stream: &str, bundles: &[Bundle]) -> bool {
         let written = self.write(stream, bundles);
-        let was_failing = std::mem::replace(&mut self.is_failing, written.is_err());
-        let is_due = self.told_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL);
-        if is_due || was_failing != self.is_failing {
-            self.told_at = Some(Instant::now());
+        let cause = if written.is_ok() { &mut self.kept } else { &mut self.failing };
+        if let Some(more) = cause.say(Instant::now()) {
             match &written {
                 Ok(file) => warn!(
-                    "stream {stream}: events that can never be delivered ({}) are kept in {}",
+                    "stream {stream}: events that can never be delivered ({}) are kept in {}{more}",
                     bundles[0].reason.label(),
                     file.display()
                 ),
                 Err(error) => warn!(
                     "dead letters cannot be written below {} ({error}): what can never be delivered is dropped and \
-                     counted, and the next is tried again",
+                     counted, and the next is tried again{more}",
                     self.settings.root.display()
                 ),
             }
@@ -361,9 +358,9 @@ mod tests {
         fs::write(&blocked, "").unwrap();
         let mut writer = Writer::new(settings(&blocked, 1 << 20));
         let bundle = [bundle(1, "clicks", b"a\n")];
-        assert!(!writer.write_and_tell("clicks", &bundle) && writer.is_failing);
+        assert!(!writer.write_and_tell("clicks", &bundle));
         fs::remove_file(&blocked).unwrap();
-        assert!(writer.write_and_tell("clicks", &bundle) && !writer.is_failing);
+        assert!(writer.write_and_tell("clicks", &bundle));
         assert_eq!(files(&blocked).len(), 1);
     }
 }

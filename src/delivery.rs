@@ -19,6 +19,7 @@ use crate::batch::{Batch, Body, LINES_BYTES_MAX};
 use crate::config::{Config, DestinationChoice};
 use crate::destination::{Call, Destination, Encoding, Outcome};
 use crate::failpoint::{self, Flaw, Point};
+use crate::log::Rarely;
 use crate::memory::Memory;
 use crate::metrics::{self, Ages, Cause, Drop, LaneCounters, Metrics, Place};
 use crate::queue::{Handoff, Returns};
@@ -52,8 +53,8 @@ const IDLE_STREAM: Duration = Duration::from_secs(3600);
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(1);
 /// All lanes are looked at for those that wait in vain at most this often.
 const HURRY_PAUSE: Duration = Duration::from_millis(100);
-/// A lane that keeps failing is logged this often.
-const LOG_INTERVAL: Duration = Duration::from_secs(30);
+/// Where many lanes have something to say at once, so many are named; `/status` has them all.
+const LANES_LOGGED: u32 = 10;
 
 /// What delivery is made of.
 #[derive(Debug)]
@@ -145,7 +146,23 @@ struct LaneEntry {
     /// Whether it is about to be looked at, or stands among the starved.
     is_awake: bool,
     last_error: Option<LaneError>,
-    logged_at: Option<Instant>,
+    /// Its calls fail.
+    failing: Rarely,
+}
+
+/// What is said of lanes, all of them together.
+#[derive(Debug)]
+struct Logged {
+    failing: Rarely,
+    parked: Rarely,
+    accepted: Rarely,
+}
+
+impl Default for Logged {
+    fn default() -> Self {
+        let [failing, parked, accepted] = [const { Rarely::up_to(LANES_LOGGED) }; 3];
+        Self { failing, parked, accepted }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -204,6 +221,7 @@ pub struct Delivery {
     /// Calls in flight are to be cut: their outcome will be unknown.
     is_cut: bool,
     jitter: fastrand::Rng,
+    logged: Logged,
 }
 
 impl Delivery {
@@ -235,6 +253,7 @@ impl Delivery {
             watches_age: false,
             is_cut: false,
             jitter: fastrand::Rng::new(),
+            logged: Logged::default(),
             parts,
         }
     }
@@ -313,7 +332,7 @@ impl Delivery {
             has_timer: false,
             is_awake: false,
             last_error: None,
-            logged_at: None,
+            failing: Rarely::default(),
         };
         let index = self.lanes_free.pop().unwrap_or_else(|| {
             self.lanes.push(None);
@@ -559,25 +578,36 @@ impl Delivery {
         }
     }
 
-    /// Logs a change of a lane's state once, and a lane that keeps failing now and then.
+    /// Logs a change of a lane's state once, and a lane that keeps failing now and then; few of them where many have
+    /// the same to say.
     fn report(&mut self, index: usize, before: LaneState, after: LaneState, now: Instant) {
         if before == LaneState::Parked || after == LaneState::Parked {
             let streams = self.lane(index).streams.clone();
             streams.into_iter().for_each(|stream| self.note_parked(stream));
         }
-        let entry = self.lane(index);
-        let name = Arc::clone(&entry.delivery_stream);
-        let reason = entry.last_error.as_ref().map_or_else(String::new, |error| error.message.clone());
-        let due = entry.logged_at.is_none_or(|at| now - at >= LOG_INTERVAL);
+        let Self { lanes, logged, limits, .. } = self;
+        let entry = lanes[index].as_mut().expect("a lane lives while a stream is mapped to it");
+        let name = &entry.delivery_stream;
+        let reason = entry.last_error.as_ref().map_or("", |error| &*error.message);
         match (before, after) {
-            (LaneState::Parked, LaneState::Active) => info!("lane {name}: accepted again, no longer parked"),
-            (_, LaneState::Parked) if before != after => warn!(
-                "lane {name}: parked, its events are kept up to their stream's memory cap and it is tried every {:?}. {reason}",
-                self.limits.park_probe
-            ),
-            (_, LaneState::BackingOff) if due => {
-                self.lane(index).logged_at = Some(now);
-                warn!("lane {name}: calls fail, its events are kept and tried again. {reason}");
+            (LaneState::Parked, LaneState::Active) => {
+                if let Some(more) = logged.accepted.say(now) {
+                    info!("lane {name}: accepted again, no longer parked{more}");
+                }
+            }
+            (_, LaneState::Parked) if before != after => {
+                if let Some(more) = logged.parked.say(now) {
+                    let every = limits.park_probe;
+                    warn!(
+                        "lane {name}: parked, its events are kept up to their stream's memory cap and it is tried \
+                         every {every:?}. {reason}{more}"
+                    );
+                }
+            }
+            (_, LaneState::BackingOff) if entry.failing.say(now).is_some() => {
+                if let Some(more) = logged.failing.say(now) {
+                    warn!("lane {name}: calls fail, its events are kept and tried again. {reason}{more}");
+                }
             }
             _ => (),
         }

@@ -135,7 +135,7 @@ impl Destination {
 }
 
 impl Destination {
-    /// When the credentials expire that calls are signed with, where they do.
+    /// When the first of the credentials expire that calls are signed with, where any do.
     pub fn credentials_expiry(&self) -> Option<std::time::SystemTime> {
         match self {
             Destination::Firehose(firehose) => firehose.credentials_expiry(),

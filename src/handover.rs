@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{
     self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::config::ListenAddress;
+use crate::log::Rarely;
 use crate::net::listen::Inherited;
 
 /// The version of the messages.
@@ -270,8 +271,9 @@ impl Drop for Offer {
 }
 
 fn run(listener: OwnedFd, shelf: &Shelf, tell: &mpsc::Sender<TakenOver>) {
+    let (mut asked, mut failed) = (Rarely::default(), Rarely::default());
     while let Ok(link) = accept(&listener) {
-        match serve(&link, shelf) {
+        match serve(&link, shelf, &mut asked) {
             Ok(names) => {
                 drop(listener);
                 let clients = names.iter().filter_map(|name| match name {
@@ -289,7 +291,9 @@ fn run(listener: OwnedFd, shelf: &Shelf, tell: &mpsc::Sender<TakenOver>) {
             }
             Err(error) => {
                 shelf.is_given.store(false, Ordering::Release);
-                warn!("nothing was handed over, and this relay goes on as it was: {error}");
+                if let Some(more) = failed.say(Instant::now()) {
+                    warn!("nothing was handed over, and this relay goes on as it was: {error}{more}");
+                }
             }
         }
     }
@@ -305,7 +309,7 @@ fn accept(listener: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Gives the sockets to whoever asks, and waits until he serves them.
-fn serve(link: &OwnedFd, shelf: &Shelf) -> Result<Vec<Name>, Error> {
+fn serve(link: &OwnedFd, shelf: &Shelf, asked: &mut Rarely) -> Result<Vec<Name>, Error> {
     answer_within(link, ANSWER_MAX)?;
     let pid = match same_user(link) {
         Ok(pid) => pid,
@@ -316,7 +320,9 @@ fn serve(link: &OwnedFd, shelf: &Shelf) -> Result<Vec<Name>, Error> {
     };
     match hear(link)?.0 {
         Message::Ask { protocol: PROTOCOL, version } => {
-            info!("process {pid} of version {version} asks to take over");
+            if let Some(more) = asked.say(Instant::now()) {
+                info!("process {pid} of version {version} asks to take over{more}");
+            }
         }
         Message::Ask { protocol, version } => {
             let reason = format!(

@@ -15,7 +15,7 @@
 //!   that can never be delivered.
 //!
 //! Beside the path: [`memory`] is the one limit and who holds how much of it, [`metrics`] accounts for every
-//! event, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
+//! event, [`log`] says which lines are one too many, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
 //! [`drain`] lead to the end, [`handover`] to the process that comes next, and [`inheritance`] is what that starts
 //! with; [`supervisor`] talks with systemd, [`failpoint`] leads to a sudden end in tests, and [`relay`] alone knows
 //! everybody.
@@ -51,6 +51,7 @@ pub mod health;
 pub mod inheritance;
 pub mod lifecycle;
 pub mod linger;
+pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod net;

@@ -63,9 +63,10 @@ impl Lifecycle {
         self.stage.store(2, Ordering::Release);
     }
 
-    /// Whether load balancers should send no new connections here. The file for it has its own say.
-    pub fn set_maintenance(&self, on: bool) {
-        self.maintenance.store(on, Ordering::Release);
+    /// Whether load balancers should send no new connections here. The file for it has its own say. Gives what was
+    /// asked for before.
+    pub fn set_maintenance(&self, on: bool) -> bool {
+        self.maintenance.swap(on, Ordering::AcqRel)
     }
 
     /// Whether the file that stands for maintenance is there. Gives what was known before.

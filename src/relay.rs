@@ -141,8 +141,9 @@ async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<
         }
         DestinationChoice::Firehose => Destination::Firehose(
             Firehose::connect(FirehoseSettings {
-                endpoint_url: config.delivery_stream_defaults.endpoint_url.clone(),
-                region: config.delivery_stream_defaults.region.clone(),
+                defaults: config.delivery_stream_defaults.clone(),
+                delivery_streams: config.delivery_streams.clone(),
+                session_name: session_name(),
                 call_timeout: config.call_timeout,
                 connect_timeout: config.connect_timeout,
                 max_idle_connections: config.max_calls,
@@ -189,6 +190,13 @@ fn open_dead_letters(shared: &Shared) -> io::Result<Option<DeadLetters>> {
 /// A name for this process that no other of any host is likely to have: it stands in file names.
 fn instance() -> String {
     format!("{:08x}", fastrand::u32(..))
+}
+
+/// How the account whose role is assumed sees this relay: STS takes 64 characters, fewer than a host's name may have.
+fn session_name() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let legal = host.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    "standpipe-".chars().chain(legal).take(64).collect()
 }
 
 fn share(

@@ -27,7 +27,6 @@ pub mod bare;
 mod intake;
 mod leaving;
 pub mod placing;
-mod rarely;
 mod reading;
 pub mod rejects;
 mod roster;

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use socket2::SockRef;
@@ -14,6 +14,7 @@ use tracing::{error, warn};
 use crate::config::ListenAddress;
 use crate::delivery::Command;
 use crate::handover::Sockets;
+use crate::log::Rarely;
 use crate::shard::Shared;
 
 /// The name of the admin server's socket (`FileDescriptorName=`); sockets of other names are for clients.
@@ -66,18 +67,20 @@ fn address_of(socket: &OwnedFd) -> io::Result<ListenAddress> {
 
 /// Connections are accepted. This process is the main one now, where it took over from another of the same unit.
 pub fn ready() {
-    notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
+    notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready], &mut Rarely::default());
 }
 
 /// The end has begun, and may take so long, and a little more.
 pub fn stopping(at_most: Duration) {
     let microseconds = u32::try_from((at_most + ENDING_MAX).as_micros()).unwrap_or(u32::MAX);
-    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(microseconds)]);
+    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(microseconds)], &mut Rarely::default());
 }
 
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        warn!("systemd cannot be told how the relay does: {error}");
+fn notify(states: &[NotifyState<'_>], cause: &mut Rarely) {
+    if let Err(error) = sd_notify::notify(states)
+        && let Some(more) = cause.say(Instant::now())
+    {
+        warn!("systemd cannot be told how the relay does: {error}{more}");
     }
 }
 
@@ -86,12 +89,13 @@ fn notify(states: &[NotifyState<'_>]) {
 pub async fn watch(shared: Arc<Shared>, delivery: mpsc::Sender<Command>) {
     let Some(most) = sd_notify::watchdog_enabled().filter(|most| !most.is_zero()) else { return };
     let mut interval = tokio::time::interval(most / 3);
+    let (mut untold, mut hanging) = (Rarely::default(), Rarely::default());
     loop {
         interval.tick().await;
         if tokio::time::timeout(most / 3, lives(&shared, &delivery)).await.is_ok() {
-            notify(&[NotifyState::Watchdog]);
-        } else {
-            error!("a shard or delivery has not answered for {:?}", most / 3);
+            notify(&[NotifyState::Watchdog], &mut untold);
+        } else if let Some(more) = hanging.say(Instant::now()) {
+            error!("a shard or delivery has not answered for {:?}{more}", most / 3);
         }
     }
 }

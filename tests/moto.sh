@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Relays into moto, an independent emulator of Firehose and S3, and compares what S3 holds byte for byte.
+# Relays into moto, an independent emulator of Firehose, STS and S3, and compares what S3 holds byte for byte: of one
+# account in one region, then of two accounts in two regions.
 #
 #   tests/moto.sh [RELAY]     RELAY: the relay's binary; else $STANDPIPE, else the one in target/
 #
@@ -17,4 +18,5 @@ skip() {
 }
 
 make_venv moto || skip "$why_not"
-exec "$python" tests/moto/check.py "$relay"
+"$python" tests/moto/check.py "$relay"
+"$python" tests/moto/accounts.py "$relay"

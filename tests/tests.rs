@@ -15,6 +15,7 @@ mod suite {
     mod harness;
     mod lanes;
     mod listeners;
+    mod logs;
     mod memory;
     mod relay_to_relay;
     mod rolling;

@@ -11,12 +11,10 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::pin::pin;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_credential_types::provider::ProvideCredentials;
-use aws_sdk_firehose::config::SharedCredentialsProvider;
 use aws_sdk_firehose::config::http::HttpResponse;
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
@@ -25,6 +23,7 @@ use aws_smithy_runtime_api::client::connection::CaptureSmithyConnection;
 use aws_smithy_runtime_api::client::http::{HttpConnector as _, HttpConnectorSettings, SharedHttpConnector};
 use http_body::Body as _;
 use thiserror::Error;
+use tracing::warn;
 
 mod answer;
 mod body;
@@ -36,16 +35,18 @@ mod hasher;
 mod request;
 mod sha256;
 mod signer;
+mod target;
 #[cfg(test)]
 mod tests;
 
 use self::answer::{Entry, Refused, Success};
 use self::body::{Progress, Stage, TrackedBody};
 use self::classify::{Verdict, classify, classify_record};
-use self::credentials::{Expiry, Watched};
 use self::hasher::Hasher;
-use self::signer::Signer;
+use self::target::{Maker, Target, Targets};
 use super::{Call, Outcome, RecordOutcome, Refusal};
+use crate::config::{DeliveryStreamSettings, DeliveryStreams};
+use crate::log::Rarely;
 
 /// A connection that has been idle for longer is closed by us. Short, because a request that meets the service's
 /// own closing of an idle connection has an unknown outcome.
@@ -53,6 +54,9 @@ const IDLE_CONNECTION_MAX: Duration = Duration::from_secs(20);
 
 /// How long the start waits for credentials before it warns and goes on without.
 const CREDENTIALS_CHECK_MAX: Duration = Duration::from_secs(5);
+
+/// So many identities without credentials are named at start; the rest is told by the lanes that need them.
+const CREDENTIALS_LINES_MAX: u32 = 10;
 
 /// No answer is longer: 500 entries, each with an id or an error and its message.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -64,10 +68,13 @@ const QUOTED_CHARACTERS_MAX: usize = 300;
 /// (`AWS_REGION`, `AWS_ENDPOINT_URL_FIREHOSE`, `AWS_ENDPOINT_URL`, …), profile, container, instance.
 #[derive(Clone, Debug)]
 pub struct FirehoseSettings {
-    /// Where requests go instead of the region's own endpoint; `http://` works too.
-    pub endpoint_url: Option<String>,
-    /// The region to sign for.
-    pub region: Option<String>,
+    /// The region, the role and the endpoint of delivery streams without a table of their own.
+    pub defaults: DeliveryStreamSettings,
+    /// Those of delivery streams with one.
+    pub delivery_streams: DeliveryStreams,
+    /// The name under which roles are assumed, 2 to 64 of `A-Z a-z 0-9 _ + = , . @ -`: the account that a role belongs
+    /// to sees it in its logs.
+    pub session_name: String,
     /// The limit of one call, from looking for credentials to the last byte of the answer.
     pub call_timeout: Duration,
     /// The limit for a new connection, name resolution and TLS included.
@@ -81,8 +88,9 @@ pub struct FirehoseSettings {
 impl Default for FirehoseSettings {
     fn default() -> Self {
         Self {
-            endpoint_url: None,
-            region: None,
+            defaults: DeliveryStreamSettings::default(),
+            delivery_streams: DeliveryStreams::default(),
+            session_name: "standpipe".to_owned(),
             call_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(3),
             max_idle_connections: 64,
@@ -115,10 +123,9 @@ pub enum FirehoseError {
 #[derive(Debug)]
 pub struct Firehose {
     connector: SharedHttpConnector,
-    signer: Box<Signer>,
-    /// What the SDK's chain found to ask for credentials.
-    credentials: Option<SharedCredentialsProvider>,
-    expiry: Arc<Expiry>,
+    maker: Box<Maker>,
+    /// Changed only by [`Firehose::retarget`].
+    targets: RwLock<Arc<Targets>>,
     hasher: Option<Hasher>,
     call_timeout: Duration,
 }
@@ -131,11 +138,11 @@ struct Answer {
 }
 
 impl Firehose {
-    /// Reads the standard chain, resolves the region and looks for credentials once. Missing credentials are only
+    /// Reads the standard chain, resolves regions and looks for credentials once. Missing credentials are only
     /// warned of, after at most five seconds, since an instance's role may come later.
     pub async fn connect(settings: FirehoseSettings) -> Result<Self, FirehoseError> {
         let mut loader = aws_config::defaults(BehaviorVersion::latest());
-        if let Some(region) = &settings.region {
+        if let Some(region) = &settings.defaults.region {
             loader = loader.region(Region::new(region.clone()));
         }
         let firehose = Self::from_config(&loader.load().await, &settings, connector(&settings)).await?;
@@ -144,51 +151,66 @@ impl Firehose {
     }
 
     async fn from_config(
-        shared: &SdkConfig,
+        chain: &SdkConfig,
         settings: &FirehoseSettings,
         connector: SharedHttpConnector,
     ) -> Result<Self, FirehoseError> {
-        if shared.region().is_none_or(|region| region.as_ref().is_empty()) {
-            return Err(FirehoseError::NoRegion);
-        }
-        let mut config = aws_sdk_firehose::config::Builder::from(shared);
-        if let Some(url) = &settings.endpoint_url {
-            check_endpoint(url)?;
-            config.set_endpoint_url(Some(url.clone()));
-        }
-        let expiry = Arc::new(Expiry::default());
-        let watch = |inner| SharedCredentialsProvider::new(Watched { inner, expiry: Arc::clone(&expiry) });
-        let credentials = shared.credentials_provider().map(watch);
-        let corrects_clock = !shared.disable_clock_skew_correction().unwrap_or(false);
-        let signer = Signer::new(&config.build(), credentials.clone(), corrects_clock).await;
+        let maker = Maker::new(chain, &connector, &settings.session_name);
+        let targets = Targets::make(&maker, &settings.defaults, &settings.delivery_streams, None).await?;
         let hasher = settings.groups_hashes.then(|| Hasher::start(settings.max_idle_connections)).transpose();
         Ok(Self {
             connector,
-            signer: Box::new(signer.map_err(FirehoseError::NoRequest)?),
-            credentials,
-            expiry,
+            maker: Box::new(maker),
+            targets: RwLock::new(Arc::new(targets)),
             hasher: hasher.map_err(FirehoseError::NoThread)?,
             call_timeout: settings.call_timeout,
         })
     }
 
-    async fn check_credentials(&self) {
-        let Some(provider) = &self.credentials else { return };
-        let problem = match tokio::time::timeout(CREDENTIALS_CHECK_MAX, provider.provide_credentials()).await
-        {
-            Ok(Ok(_)) => return,
-            Ok(Err(error)) => chain(&error),
-            Err(_) => format!("nothing answered within {CREDENTIALS_CHECK_MAX:?}"),
-        };
-        tracing::warn!(
-            "There are no AWS credentials yet ({problem}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, \
-             AWS_PROFILE, or give the host a role; until then events are kept and nothing is delivered."
-        );
+    /// From now on calls go where these tables say. Calls under way are not changed, and targets that stay as they
+    /// were keep their credentials.
+    ///
+    /// # Errors
+    /// Where one of them cannot be used; then nothing is changed.
+    pub async fn retarget(
+        &self,
+        defaults: &DeliveryStreamSettings,
+        delivery_streams: &DeliveryStreams,
+    ) -> Result<(), FirehoseError> {
+        let before = self.targets();
+        let targets = Targets::make(&self.maker, defaults, delivery_streams, Some(&before)).await?;
+        *self.targets.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(targets);
+        Ok(())
     }
 
-    /// When the credentials used last expire; `None` where they do not, or none were needed yet. Costs no request.
+    fn targets(&self) -> Arc<Targets> {
+        Arc::clone(&self.targets.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks for the credentials of every identity, one after the other, within [`CREDENTIALS_CHECK_MAX`] in all.
+    async fn check_credentials(&self) {
+        let end = Instant::now() + CREDENTIALS_CHECK_MAX;
+        let mut cause = Rarely::up_to(CREDENTIALS_LINES_MAX);
+        for target in self.targets().of_each_identity() {
+            let problem = match tokio::time::timeout_at(end.into(), target.signer.stamp()).await {
+                Ok(Ok(_)) => continue,
+                Ok(Err(problem)) => problem,
+                Err(_) => format!("nothing answered within {CREDENTIALS_CHECK_MAX:?}"),
+            };
+            if cause.say(Instant::now()).is_some() {
+                let remedy = target.identity.remedy(&problem);
+                warn!("{remedy}; until then its events are kept and not delivered");
+            }
+            if Instant::now() >= end {
+                return;
+            }
+        }
+    }
+
+    /// When the first of the credentials in use expire; `None` where they do not, or none were needed yet. Costs no
+    /// request.
     pub fn credentials_expiry(&self) -> Option<SystemTime> {
-        self.expiry.get()
+        self.targets().expiry(SystemTime::now())
     }
 
     /// Hashes the smaller bodies of these calls side by side; what is large goes to the hasher's own thread.
@@ -207,23 +229,34 @@ impl Firehose {
             (None, None) => hasher::digest(&call.body),
         };
         let progress = Progress::new();
-        match tokio::time::timeout(self.call_timeout, self.attempt(&call, &digest, &progress)).await {
+        let targets = self.targets();
+        let target = targets.of(&call.delivery_stream);
+        let attempt = self.attempt(target, &call, &digest, &progress);
+        match tokio::time::timeout(self.call_timeout, attempt).await {
             Ok(Ok(answer)) => answer.outcome(&call),
-            Ok(Err(problem)) => failed(&call, &problem, &progress),
-            Err(_) => failed(&call, &format!("no answer came within {:?}", self.call_timeout), &progress),
+            Ok(Err(problem)) => failed(target, &call, &problem, &progress),
+            Err(_) => {
+                failed(target, &call, &format!("no answer came within {:?}", self.call_timeout), &progress)
+            }
         }
     }
 
     /// One request and its answer.
-    async fn attempt(&self, call: &Call, digest: &str, progress: &Arc<Progress>) -> Result<Answer, String> {
-        let stamp = self.signer.stamp().await?;
+    async fn attempt(
+        &self,
+        target: &Target,
+        call: &Call,
+        digest: &str,
+        progress: &Arc<Progress>,
+    ) -> Result<Answer, String> {
+        let stamp = target.signer.stamp().await?;
         let mut request = stamp.request(TrackedBody::new(&call.body, progress), digest);
         let connection = CaptureSmithyConnection::new();
         request.add_extension(connection.clone());
         progress.signed();
         let sent = SystemTime::now();
         let response = self.connector.call(request).await.map_err(|error| chain(&error))?;
-        self.signer.learn(response.headers(), sent);
+        target.signer.learn(response.headers(), sent);
         let answer = read(response).await?;
         if matches!(answer.status, 500 | 502..=504)
             && let Some(connection) = connection.get()
@@ -313,16 +346,13 @@ fn accepted(call: &Call, entries: &[Entry<'_>]) -> Outcome {
 }
 
 /// A call that got no answer to its end.
-fn failed(call: &Call, problem: &str, progress: &Progress) -> Outcome {
+fn failed(target: &Target, call: &Call, problem: &str, progress: &Progress) -> Outcome {
     match progress.abandon() {
         Stage::Sent => unknown(call, format_args!("{problem}")),
         Stage::Preparing => refused(
             call,
             Refusal::Credentials,
-            format_args!(
-                "the request could not be signed ({problem}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, \
-                 AWS_PROFILE, or give the host a role; the events are kept meanwhile"
-            ),
+            format_args!("{}; the events are kept meanwhile", target.identity.remedy(problem)),
         ),
         Stage::Signed | Stage::Abandoned => refused(
             call,

@@ -1,10 +1,11 @@
 //! The sum of everything that takes memory, made once at start from the configuration and the machine. It
 //! decides nothing at run time.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use crate::config::Config;
+use crate::config::{Config, DestinationChoice};
 
 /// The process with nothing connected: code, allocator, runtime, TLS and SDK tables. Measured at 9–13 MiB with
 /// the Firehose destination on x86-64; rounded up.
@@ -17,6 +18,8 @@ const OTHER_THREADS: u64 = 6;
 const CONNECTION_BYTES: u64 = 512;
 /// One label of one stream: its cells, one a shard, and the rest once.
 const LABEL_BYTES: u64 = 768;
+/// A region, role or endpoint beside the relay's own: its client of STS, its sample of a request. Measured at 26 KiB.
+const TARGET_BYTES: u64 = 32 * KIB;
 /// What the spool writes before one fsync, at most and at least.
 const SPOOL_GROUP_BYTES: RangeInclusive<u64> = 256 * KIB..=8 * MIB;
 /// Events may not have less than this: a few full records in different stages of their way.
@@ -97,7 +100,7 @@ impl Plan {
         let labels = (config.max_stream_labels as u64) * (LABEL_BYTES + 64 * shard_count);
         let spool_group = (total / 128).clamp(*SPOOL_GROUP_BYTES.start(), *SPOOL_GROUP_BYTES.end());
         let fixed = [
-            BASE_BYTES,
+            BASE_BYTES + targets(config) * TARGET_BYTES,
             shard_count * (receive_bytes + 2 * MIB),
             (shard_count + OTHER_THREADS) * STACK_BYTES,
             connections_max as u64 * CONNECTION_BYTES,
@@ -148,6 +151,19 @@ fn connections_max(config: &Config, machine: Machine, total: u64) -> usize {
     config.max_connections.min(bound)
 }
 
+/// The ways to AWS that tables of delivery streams have beside the relay's own.
+fn targets(config: &Config) -> u64 {
+    if config.destination != DestinationChoice::Firehose {
+        return 0;
+    }
+    let tables = config.delivery_streams.iter().map(|(_, settings)| settings);
+    let ways: BTreeSet<_> = std::iter::once(&config.delivery_stream_defaults)
+        .chain(tables)
+        .map(|settings| (&settings.region, &settings.role_arn, &settings.external_id, &settings.endpoint_url))
+        .collect();
+    ways.len() as u64 - 1
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rows = [
@@ -186,5 +202,24 @@ impl fmt::Display for Size {
             bytes if bytes >= MIB => write!(out, "{:.1} MiB", bytes as f64 / MIB as f64),
             bytes => write!(out, "{} KiB", bytes.div_ceil(KIB)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DeliveryStreamSettings;
+
+    #[test]
+    fn every_way_to_aws_is_counted_once() {
+        let mut config = Config { destination: DestinationChoice::Firehose, ..Config::default() };
+        let role = |arn: &str| DeliveryStreamSettings { role_arn: Some(arn.into()), ..Default::default() };
+        let fast = DeliveryStreamSettings { max_calls_per_second: Some(1), ..Default::default() };
+        for (name, settings) in [("a", role("one")), ("b", role("one")), ("c", role("two")), ("d", fast)] {
+            config.delivery_streams.insert(name.into(), settings);
+        }
+        assert_eq!(targets(&config), 2, "rates make no difference");
+        config.destination = DestinationChoice::Null;
+        assert_eq!(targets(&config), 0);
     }
 }

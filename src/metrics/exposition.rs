@@ -40,7 +40,7 @@ pub struct Live {
     pub lanes: BTreeMap<String, LaneFigures>,
     /// How old the oldest event is that is held, by stream label.
     pub ages: Ages,
-    /// When the credentials expire, where they do.
+    /// When the first of the credentials in use expire, where any do.
     pub credentials_expiry: Option<SystemTime>,
     /// Share of each shard's time spent working, since the last look.
     pub busy_ratios: Vec<f64>,
@@ -243,7 +243,7 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     }
     let mut expiry = gauge(
         "standpipe_credentials_expiry_timestamp_seconds",
-        "When the credentials expire, as seconds since 1970; absent where they do not.",
+        "When the first of the credentials in use expire, as seconds since 1970; absent where none do.",
     );
     if let Some(at) = live.credentials_expiry.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
         expiry = one(expiry, at.as_secs_f64());

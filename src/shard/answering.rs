@@ -37,6 +37,12 @@ impl Intake {
         }
         if peer.answers_bytes > ANSWERS_BYTES_MAX && !self.closing {
             peer.blocked_on = Some(Block::Answers);
+            let now = self.now();
+            if let Some(more) = self.logged.paused_unread.say(now) {
+                tracing::warn!(
+                    "a connection is paused until it reads the answers that it has asked for{more}"
+                );
+            }
             return Taken::Blocked;
         }
         self.track(peer);
@@ -83,6 +89,12 @@ impl Intake {
         }
         if peer.has_most_syncs() {
             peer.blocked_on = Some(Block::Syncs);
+            let now = self.now();
+            if let Some(more) = self.logged.paused_syncing.say(now) {
+                tracing::info!(
+                    "a connection is paused until one of its {PENDING_MAX} syncs is answered{more}"
+                );
+            }
             return Taken::Blocked;
         }
         let lost = std::mem::take(&mut peer.lost);

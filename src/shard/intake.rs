@@ -14,13 +14,13 @@ use crate::connection::{Connection, Cut, Taken, Taker};
 use crate::failpoint::{self, Point};
 use crate::frame::{self, Frame, Reject, STREAM_NAME_BYTES_MAX};
 use crate::linger::Wheel;
+use crate::log::Rarely;
 use crate::metrics::{Drop, Place, ShardCounters};
 use crate::net::{Driver, End, Handler, Key, Reading};
 use crate::queue::Returns;
 
 use super::leaving;
 use super::placing::Arrival;
-use super::rarely::Rarely;
 use super::reading::Pressure;
 use super::rejects::{Allowance, HEAD_BYTES_MAX, Sample};
 use super::roster::Roster;
@@ -135,13 +135,15 @@ pub(super) struct Intake {
     pub(super) logged: Logged,
 }
 
-/// When each cause was last logged.
+/// What a shard logs, by its cause: none of it may come a line an event or a connection.
 #[derive(Debug, Default)]
 pub(super) struct Logged {
     accept_failed: Rarely,
     refused: Rarely,
     dropped: Rarely,
     paused: Rarely,
+    pub(super) paused_unread: Rarely,
+    pub(super) paused_syncing: Rarely,
     pub(super) partial: Rarely,
     pub(super) stalled: Rarely,
 }
@@ -435,10 +437,10 @@ impl Intake {
             OnFull::Drop => Drop::Memory,
             OnFull::Wait => {
                 peer.blocked_on = Some(Block::Memory { stream: index, bytes: bytes.max(RESUME_BYTES) });
-                if self.logged.paused.is_due(self.now) {
+                if let Some(more) = self.logged.paused.say(self.now) {
                     let name = &local.stream.name;
                     tracing::warn!(
-                        "stream {name} holds all the memory it may: connections that bring more for it are paused"
+                        "stream {name} holds all the memory it may: connections that bring more for it are paused{more}"
                     );
                 }
                 return Taken::Blocked;
@@ -447,10 +449,10 @@ impl Intake {
         local.stream.label.dropped(1, reason);
         local.cell.received.add(1);
         peer.lost += 1;
-        if self.logged.dropped.is_due(self.now) {
+        if let Some(more) = self.logged.dropped.say(self.now) {
             let (name, reason) = (&local.stream.name, reason.label());
             tracing::warn!(
-                "stream {name} holds all the memory it may: its newest events are dropped ({reason})"
+                "stream {name} holds all the memory it may: its newest events are dropped ({reason}){more}"
             );
         }
         Taken::Yes
@@ -607,9 +609,11 @@ impl Handler for Intake {
             self.counters().refused.add(1);
             self.shared.places.leave(self.shard);
             self.actions.push(Action::Close(key));
-            if self.logged.refused.is_due(self.now) {
+            if let Some(more) = self.logged.refused.say(self.now) {
                 let most = self.shared.connections_max;
-                tracing::warn!("connections are closed at once: the most that may be open, {most}, are");
+                tracing::warn!(
+                    "connections are closed at once: the most that may be open, {most}, are{more}"
+                );
             }
             return;
         }
@@ -680,9 +684,9 @@ impl Handler for Intake {
     }
 
     fn accept_failed(&mut self, error: &io::Error) {
-        if self.logged.accept_failed.is_due(self.now) {
+        if let Some(more) = self.logged.accept_failed.say(self.now) {
             tracing::warn!(
-                "connections cannot be accepted, which is tried again ten times a second: {error}"
+                "connections cannot be accepted, which is tried again ten times a second: {error}{more}"
             );
         }
     }

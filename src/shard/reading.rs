@@ -94,8 +94,12 @@ impl Intake {
         }
         self.pressure.level = level;
         let now = self.now();
-        if level > before && self.logged.partial.is_due(now) {
-            tracing::warn!("memory for half-received frames is spent: connections that hold much are paused");
+        if level > before
+            && let Some(more) = self.logged.partial.say(now)
+        {
+            tracing::warn!(
+                "memory for half-received frames is spent: connections that hold much are paused{more}"
+            );
         }
         self.close_stalled_holder();
         let elected = if level == PartialPressure::None { None } else { self.elect() };
@@ -133,9 +137,10 @@ impl Intake {
             self.counters().stalled.add(1);
             self.close(key);
             let now = self.now();
-            if self.logged.stalled.is_due(now) {
+            if let Some(more) = self.logged.stalled.say(now) {
                 tracing::warn!(
-                    "a connection was closed that held half a frame and gave no byte for {} s, since memory is short",
+                    "a connection was closed that held half a frame and gave no byte for {} s, since memory is \
+                     short{more}",
                     HOLDER_STALL.as_secs()
                 );
             }

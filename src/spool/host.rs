@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -19,6 +19,7 @@ use tracing::warn;
 
 use super::executor::Handle;
 use super::{File, Kind, Listed, OWN};
+use crate::log::Rarely;
 
 /// Where damaged segments go.
 const QUARANTINE: &str = "quarantine";
@@ -32,6 +33,9 @@ const UNFINISHED: &str = ".new-";
 const OPEN_FILES_MAX: usize = 64;
 /// A left-over of a directory that was being made is removed when it is this old.
 const UNFINISHED_AGE: Duration = Duration::from_secs(60);
+
+/// So many directories that cannot be taken over are named at once.
+const REFUSED_LOGGED: u32 = 4;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -51,10 +55,10 @@ pub(super) struct Host {
     folders: HashMap<u32, Folder>,
     /// Directories that are not looked at again.
     left: HashSet<String>,
-    /// Directories of which it was said that they cannot be taken over.
-    refused: HashSet<String>,
     /// Directories whose note of an orderly end was removed, and that not synced: they are not taken over yet.
     begun: HashSet<String>,
+    /// A directory cannot be taken over.
+    refused: Rarely,
     next_dir: u32,
     open: HashMap<File, Rc<Handle>>,
     /// The segment made last, which is never closed on the side.
@@ -80,8 +84,8 @@ impl Host {
             uses_uring,
             folders: HashMap::new(),
             left: HashSet::new(),
-            refused: HashSet::new(),
             begun: HashSet::new(),
+            refused: Rarely::up_to(REFUSED_LOGGED),
             next_dir: OWN + 1,
             open: HashMap::new(),
             writing: None,
@@ -144,12 +148,14 @@ impl Host {
             }
             match self.take(&root, name.clone()) {
                 Ok(found) => taken.extend(found),
-                Err(error) if self.refused.insert(name.clone()) => {
-                    warn!(
-                        "spool directory {name} cannot be taken over ({error}); it is tried again every few seconds"
-                    );
+                Err(error) => {
+                    if let Some(more) = self.refused.say(Instant::now()) {
+                        warn!(
+                            "spool directory {name} cannot be taken over ({error}); it is tried again every few \
+                             seconds{more}"
+                        );
+                    }
                 }
-                Err(_) => (),
             }
         }
         taken.sort_by(|one, other| one.name.cmp(&other.name));

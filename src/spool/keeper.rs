@@ -16,6 +16,7 @@ use super::executor::perform;
 use super::host::{Host, Taken};
 pub use super::lines::Part;
 use super::{Event, Limits, Lines, NewBatch, Notice, OWN, OpId, OpResult, Spool};
+use crate::log::Rarely;
 use crate::metrics::{Histogram, SpoolGauges};
 
 /// How often directories of other processes are looked for.
@@ -26,8 +27,8 @@ const OPS_MAX: usize = 64;
 const COMMANDS_AT_ONCE: usize = 256;
 /// How often the age of what waits on disk is told, which takes a look at every stream.
 const AGES_EVERY: Duration = Duration::from_millis(500);
-/// A failure that stays is logged this often.
-const LOG_INTERVAL: Duration = Duration::from_secs(30);
+/// Of what concerns single files or directories so many are named at once: there may be thousands of them.
+const NAMES_LOGGED: u32 = 10;
 
 /// What the spool is made of.
 #[derive(Debug)]
@@ -125,9 +126,26 @@ struct Work {
     /// The same moment on both clocks: from here on only the one that never jumps counts.
     epoch: (Instant, u64),
     adopt_at: Instant,
-    warned_at: Option<Instant>,
+    logged: Logged,
     aged_at: Option<Instant>,
     stopping: Option<oneshot::Sender<()>>,
+}
+
+/// What the thread logs, by its cause.
+struct Logged {
+    failing: Rarely,
+    unreadable: Rarely,
+    works: Rarely,
+    found: Rarely,
+    damaged: Rarely,
+}
+
+impl Default for Logged {
+    fn default() -> Self {
+        let [found, damaged] = [const { Rarely::up_to(NAMES_LOGGED) }; 2];
+        let [failing, unreadable, works] = [const { Rarely::up_to(1) }; 3];
+        Self { failing, unreadable, works, found, damaged }
+    }
 }
 
 impl Work {
@@ -150,7 +168,7 @@ impl Work {
             gauges: settings.gauges,
             epoch: (Instant::now(), as_millis(since)),
             adopt_at: Instant::now(),
-            warned_at: None,
+            logged: Logged::default(),
             aged_at: None,
             stopping: None,
         }
@@ -240,23 +258,25 @@ impl Work {
     }
 
     fn log(&mut self, notice: &Notice) {
+        let cause = match notice {
+            Notice::Adopted { dir, batches: 0, .. } => {
+                return debug!("spool directory {}: {notice}", self.host.borrow().name(*dir));
+            }
+            Notice::Works => &mut self.logged.works,
+            Notice::Failing(_) => &mut self.logged.failing,
+            Notice::Torn(..) | Notice::Adopted { .. } => &mut self.logged.found,
+            Notice::Newer(..) | Notice::Quarantined(_) | Notice::Unreadable(..) => &mut self.logged.damaged,
+        };
+        let Some(more) = cause.say(Instant::now()) else { return };
         let host = self.host.borrow();
         match notice {
-            Notice::Works => info!("{notice}"),
-            Notice::Torn(file, _) => info!("spool directory {}: {notice}", host.name(file.dir)),
-            Notice::Adopted { dir, batches: 0, .. } => {
-                debug!("spool directory {}: {notice}", host.name(*dir));
-            }
-            Notice::Adopted { dir, .. } => info!("spool directory {}: {notice}", host.name(*dir)),
-            Notice::Newer(dir, _) => warn!("spool directory {}: {notice}", host.name(*dir)),
+            Notice::Works => info!("{notice}{more}"),
+            Notice::Failing(_) => warn!("{notice}{more}"),
+            Notice::Torn(file, _) => info!("spool directory {}: {notice}{more}", host.name(file.dir)),
+            Notice::Adopted { dir, .. } => info!("spool directory {}: {notice}{more}", host.name(*dir)),
+            Notice::Newer(dir, _) => warn!("spool directory {}: {notice}{more}", host.name(*dir)),
             Notice::Quarantined(file) | Notice::Unreadable(file, _) => {
-                warn!("spool directory {}: {notice}", host.name(file.dir));
-            }
-            Notice::Failing(_) => {
-                if self.warned_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-                    self.warned_at = Some(Instant::now());
-                    warn!("{notice}");
-                }
+                warn!("spool directory {}: {notice}{more}", host.name(file.dir));
             }
         }
     }
@@ -275,10 +295,9 @@ impl Work {
                 }
             }
             Err(error) => {
-                if self.warned_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-                    self.warned_at = Some(Instant::now());
+                if let Some(more) = self.logged.unreadable.say(Instant::now()) {
                     warn!(
-                        "the spool's directory cannot be read ({error}); it is tried again every few seconds"
+                        "the spool's directory cannot be read ({error}); it is tried again every few seconds{more}"
                     );
                 }
             }

@@ -62,14 +62,17 @@ def compose():
 
 @moto.mock_aws
 def aws(relay):
-    """ECS takes the task, IAM the policy, and the relay the task's environment."""
+    """ECS takes the task, IAM the policies, and the relay the task's environment."""
     task = json.loads((DEPLOY / 'ecs' / 'task-definition.json').read_text())
     answer = boto3.client('ecs', region_name=REGION).register_task_definition(**task)
     assert answer['taskDefinition']['revision'] == 1
     environment = {each['name']: each['value'] for each in task['containerDefinitions'][0]['environment']}
     run(relay, 'check', **environment)
     policy = (DEPLOY / 'iam-policy.json').read_text()
-    boto3.client('iam', region_name=REGION).create_policy(PolicyName='standpipe', PolicyDocument=policy)
+    iam = boto3.client('iam', region_name=REGION)
+    iam.create_policy(PolicyName='standpipe', PolicyDocument=policy)
+    trust = (DEPLOY / 'iam-trust-policy.json').read_text()
+    iam.create_role(RoleName='standpipe-delivery', AssumeRolePolicyDocument=trust)
 
 
 def settings(relay, text):

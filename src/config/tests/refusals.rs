@@ -38,7 +38,7 @@ delivery_streams = ["a b"]
         r#"standpipe.toml:13: [streams.clicks] packing = "ful": not one of "full", "single"; did you mean "full"?"#,
         r#"standpipe.toml:14: [streams.clicks] linger = "2s": `linger` is a setting of the whole relay; write it above the first [streams.NAME]"#,
         r#"standpipe.toml:15: [streams.clicks] colour = "blue": no such setting of a stream"#,
-        r#"standpipe.toml:16: [streams.clicks] delivery_streams = ["a b"]: "a b" is no delivery stream's name, which has 1 to 64 of A-Z a-z 0-9 _ . -"#,
+        r#"standpipe.toml:16: [streams.clicks] delivery_streams = ["a b"]: not a delivery stream's name; write 1 to 64 of A-Z a-z 0-9 _ . -, with {stream} where the stream's name goes"#,
         r#"standpipe.toml:17: [streams.app] log: no such setting of a stream; a name with a dot needs quotes: [streams."app.log"]"#,
         r#"standpipe.toml:18: streams."..": no stream may be called "..""#,
         r#"STANDPIPE_LINGRE=1s: no such setting; did you mean `STANDPIPE_LINGER`?"#,

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::LazyLock;
 
 use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_firehose::config::http::HttpRequest;
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture};
 use aws_smithy_types::body::SdkBody;
@@ -51,7 +52,7 @@ pub(crate) fn answered(status: u16, body: &[u8], records: usize) -> Outcome {
         delivery_stream: "clicks".into(),
         body: Bytes::from_static(b"{}"),
         records,
-        due: std::time::Instant::now(),
+        due: Instant::now(),
         digest: None,
     };
     RUNTIME.block_on(FIREHOSE.call(call))

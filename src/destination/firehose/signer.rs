@@ -1,21 +1,16 @@
-//! Who signs calls, with what and for which time. Credentials come from the SDK's cache, which fetches them anew
-//! before they expire; it is asked once a second. The time is this host's, corrected by how far the service's clock
-//! was ahead at its last answer, as the SDK does it.
+//! With what calls are signed, and for which time. The [`Identity`] is asked for credentials once a second. The time is
+//! this host's, corrected by how far the service's clock was ahead at its last answer, as the SDK does it.
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use aws_credential_types::Credentials;
-use aws_credential_types::provider::SharedCredentialsProvider;
-use aws_sdk_firehose::config::{
-    Config, ConfigBag, IdentityCache, ResolveCachedIdentity as _, RuntimeComponents, SharedIdentityCache,
-};
-use aws_smithy_runtime_api::client::identity::SharedIdentityResolver;
+use aws_sdk_firehose::config::{Config, RuntimeComponents};
 use aws_smithy_runtime_api::http::Headers;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 
+use super::credentials::Identity;
 use super::request::{Stamp, Template};
 
 /// An answer that took longer says nothing about the service's clock.
@@ -25,8 +20,7 @@ const TRUSTED_MAX: Duration = Duration::from_secs(15 * 60);
 #[derive(Debug)]
 pub(super) struct Signer {
     template: Template,
-    provider: Option<SharedIdentityResolver>,
-    cache: SharedIdentityCache,
+    identity: Arc<Identity>,
     components: RuntimeComponents,
     stamp: Mutex<Option<Arc<Stamp>>>,
     clock: Clock,
@@ -39,14 +33,13 @@ impl Signer {
     /// Where the SDK cannot make a request, with what it says.
     pub(super) async fn new(
         config: &Config,
-        credentials: Option<SharedCredentialsProvider>,
+        identity: Arc<Identity>,
         corrects_clock: bool,
     ) -> Result<Self, String> {
         let (template, components) = Template::learn(config).await?;
         Ok(Self {
             template,
-            provider: credentials.map(SharedIdentityResolver::new),
-            cache: IdentityCache::lazy().build(),
+            identity,
             components,
             stamp: Mutex::default(),
             clock: Clock { ahead: AtomicI64::new(0), corrects: corrects_clock },
@@ -63,12 +56,8 @@ impl Signer {
         if let Some(stamp) = last.filter(|stamp| stamp.is_of(now)) {
             return Ok(stamp);
         }
-        let provider = self.provider.clone().ok_or("no provider of credentials is known")?;
-        let bag = ConfigBag::base();
-        let identity = self.cache.resolve_cached_identity(provider, &self.components, &bag).await;
-        let identity = identity.map_err(|error| super::chain(&*error))?;
-        let credentials = identity.data::<Credentials>().ok_or("the provider gives no AWS credentials")?;
-        let stamp = Arc::new(self.template.stamp(now, credentials));
+        let credentials = self.identity.credentials(&self.components).await?;
+        let stamp = Arc::new(self.template.stamp(now, &credentials));
         *self.stamp.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&stamp));
         Ok(stamp)
     }

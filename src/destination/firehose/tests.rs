@@ -6,12 +6,15 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use aws_credential_types::Credentials;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+
+mod targets;
 
 /// What the server does with a connection.
 #[derive(Clone, Debug)]
@@ -129,7 +132,11 @@ async fn read_request(socket: &mut TcpStream) -> Option<Request> {
 }
 
 fn settings(endpoint_url: &str) -> FirehoseSettings {
-    FirehoseSettings { endpoint_url: Some(endpoint_url.to_owned()), ..FirehoseSettings::default() }
+    FirehoseSettings { defaults: at(endpoint_url), ..FirehoseSettings::default() }
+}
+
+fn at(endpoint_url: &str) -> DeliveryStreamSettings {
+    DeliveryStreamSettings { endpoint_url: Some(endpoint_url.to_owned()), ..Default::default() }
 }
 
 async fn firehose(settings: &FirehoseSettings) -> Firehose {
@@ -150,14 +157,20 @@ async fn firehose_with(
 }
 
 fn call(records: usize) -> Call {
+    call_to("clicks", records)
+}
+
+fn call_to(delivery_stream: &str, records: usize) -> Call {
     let record = r#"{"Data":"aGVsbG8K"}"#;
-    let body =
-        format!(r#"{{"Records":[{}],"DeliveryStreamName":"clicks"}}"#, vec![record; records].join(","));
+    let body = format!(
+        r#"{{"Records":[{}],"DeliveryStreamName":"{delivery_stream}"}}"#,
+        vec![record; records].join(",")
+    );
     Call {
-        delivery_stream: "clicks".into(),
+        delivery_stream: delivery_stream.into(),
         body: Bytes::from(body),
         records,
-        due: std::time::Instant::now(),
+        due: Instant::now(),
         digest: None,
     }
 }
@@ -294,7 +307,7 @@ async fn a_full_body_arrives_whole() {
         delivery_stream: "clicks".into(),
         body: body.clone(),
         records: 1,
-        due: std::time::Instant::now(),
+        due: Instant::now(),
         digest: None,
     };
     assert_eq!(firehose(&settings(&server.url())).await.call(call).await, Outcome::Accepted);
