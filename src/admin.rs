@@ -21,6 +21,7 @@ use crate::lifecycle::{Lifecycle, Stage};
 use crate::memory::Plan;
 use crate::metrics::exposition::{self, Live};
 use crate::metrics::process::Usage;
+use crate::reload::{Refused, Reloader};
 use crate::shard::Shared;
 
 mod conditions;
@@ -46,6 +47,8 @@ pub struct Parts {
     pub delivery: mpsc::Sender<Command>,
     /// The stage of the process.
     pub lifecycle: Arc<Lifecycle>,
+    /// What reads the configuration again.
+    pub reloader: Arc<Reloader>,
     /// The memory plan.
     pub plan: Plan,
     /// Which driver reads the sockets.
@@ -111,6 +114,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/readyz", get(readyz))
         .route("/status", get(status))
         .route("/maintenance", post(maintenance))
+        .route("/reload", post(reload))
         .route("/drain", post(drain))
         .layer(middleware::from_fn(refuse_foreign))
         .with_state(admin)
@@ -163,7 +167,8 @@ async fn maintenance(State(admin): State<Arc<Admin>>, body: String) -> (StatusCo
         Ok(Maintenance { on }) if is_object => {
             admin.lifecycle.set_maintenance(on);
             tracing::info!("maintenance was turned {}", if on { "on" } else { "off" });
-            let file = admin.shared.config.maintenance_file.as_ref();
+            let config = admin.shared.config.load();
+            let file = config.maintenance_file.as_ref();
             let file = file.filter(|_| !on && admin.lifecycle.is_in_maintenance());
             let answer = match file {
                 Some(file) => format!("maintenance stays on as long as {} is there\n", file.display()),
@@ -179,6 +184,15 @@ async fn maintenance(State(admin): State<Arc<Admin>>, body: String) -> (StatusCo
     }
 }
 
+async fn reload(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
+    let (status, answer) = match admin.reloader.reload().await {
+        Ok(changes) => (StatusCode::OK, changes.to_string()),
+        Err(refused @ Refused::Draining) => (StatusCode::CONFLICT, refused.to_string()),
+        Err(refused) => (StatusCode::BAD_REQUEST, refused.to_string()),
+    };
+    (status, format!("{answer}\n"))
+}
+
 async fn drain(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
     admin.lifecycle.ask_to_drain();
     (StatusCode::ACCEPTED, "draining\n")
@@ -187,7 +201,7 @@ async fn drain(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
 impl Admin {
     /// Looks at these.
     pub fn new(parts: Parts) -> Self {
-        let config = &parts.shared.config;
+        let config = parts.shared.config.load_full();
         let endpoint = config.endpoint_url.as_ref().map(|url| format!(" at {url}")).unwrap_or_default();
         Self {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),

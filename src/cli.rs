@@ -20,7 +20,12 @@ pub const ASG_LIFECYCLE: &str = "standpipe-asg-lifecycle";
 #[derive(Debug)]
 pub enum Command {
     /// `standpipe` or `standpipe relay`: run. With errors: print them and exit with [`EXIT_CONFIGURATION`].
-    Relay(Result<Box<Config>, Errors>),
+    Relay {
+        /// The configuration to start with.
+        config: Result<Box<Config>, Errors>,
+        /// Where it comes from, and is read again.
+        sources: Sources,
+    },
     /// `standpipe check FILE`: print the resolved plan, or the errors as above.
     Check(Result<Box<Config>, Errors>),
     /// `standpipe config`: print [`Config::default_toml`].
@@ -67,10 +72,9 @@ pub fn parse(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Command, clap::Error> {
     let matches = command().try_get_matches_from(arguments)?;
-    let load = |matches: &ArgMatches| {
-        let environment = environment.into_iter().collect();
-        Config::load(sources(matches, environment)).map(Box::new)
-    };
+    let sources = |matches: &ArgMatches| sources(matches, environment.into_iter().collect());
+    let load = |sources: Sources| Config::load(sources).map(Box::new);
+    let relay = |sources: Sources| Command::Relay { config: load(sources.clone()), sources };
     Ok(match matches.subcommand() {
         Some(("config", _)) => Command::PrintConfig,
         Some(("send", matches)) => {
@@ -84,16 +88,16 @@ pub fn parse(
             let arguments = matches.get_many::<OsString>("arguments").into_iter().flatten();
             Command::AsgLifecycle(arguments.cloned().collect())
         }
-        Some(("check", matches)) => Command::Check(load(matches)),
+        Some(("check", matches)) => Command::Check(load(sources(matches))),
         Some(("health", matches)) => {
-            Command::Health { config: load(matches), ready: matches.get_flag("ready") }
+            Command::Health { config: load(sources(matches)), ready: matches.get_flag("ready") }
         }
         Some(("completions", matches)) => {
             Command::Completions(*matches.get_one("shell").expect("clap has checked that it is there"))
         }
         Some(("man", _)) => Command::Man,
-        Some((_, matches)) => Command::Relay(load(matches)),
-        None => Command::Relay(load(&matches)),
+        Some((_, matches)) => relay(sources(matches)),
+        None => relay(sources(&matches)),
     })
 }
 
@@ -277,7 +281,7 @@ mod tests {
 
     fn relay_config(arguments: &[&str]) -> Config {
         match run(arguments).expect("a good command line") {
-            Command::Relay(Ok(config)) => *config,
+            Command::Relay { config: Ok(config), .. } => *config,
             other => panic!("{other:?}"),
         }
     }
@@ -308,7 +312,7 @@ mod tests {
     fn a_flag_beats_the_environment() {
         let environment = [("STANDPIPE_LINGER", "2s"), ("STANDPIPE_SHARDS", "2")];
         match run_in(&environment, &["--linger", "3s"]) {
-            Ok(Command::Relay(Ok(config))) => {
+            Ok(Command::Relay { config: Ok(config), .. }) => {
                 assert_eq!((config.linger.as_secs(), config.shards), (3, Some(2)));
             }
             other => panic!("{other:?}"),

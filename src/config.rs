@@ -1,4 +1,4 @@
-//! The configuration: what an operator decides, read once at start and never changed after.
+//! The configuration: what an operator decides, read at start and again where a reload is asked for.
 //!
 //! Every setting stands in one row of `table` (and `stream`, for one stream): key, kind, limits, default and
 //! documentation. From the rows come the keys of the TOML file, the `STANDPIPE_*` variables, the flags,
@@ -22,6 +22,7 @@ mod errors;
 mod file;
 pub mod name;
 mod raw;
+mod reload;
 mod resolve;
 mod setters;
 mod setting;
@@ -34,6 +35,7 @@ pub use self::choices::{
     BodyHash, DestinationChoice, IoChoice, ListenAddress, OnFull, Packing, PackingMode, SpoolMode, SyncAt,
 };
 pub use self::errors::{Error, Errors};
+pub use self::reload::Changes;
 pub(crate) use self::setting::{Kind, Setting};
 pub(crate) use self::table::SETTINGS;
 
@@ -176,6 +178,12 @@ impl Config {
         resolve::resolve(layers, errors)
     }
 
+    /// What this becomes where `new` is reloaded: the reloadable settings are those of `new`, the others stay as they
+    /// are. Says which of either differ.
+    pub fn reloaded(&self, new: Config) -> (Config, Changes) {
+        reload::merge(self, new)
+    }
+
     /// What a file with this text makes of the defaults, without a file: for fuzzing.
     #[cfg(fuzzing)]
     pub(crate) fn of_text(text: &str) -> Result<Config, Errors> {
@@ -189,6 +197,14 @@ impl Config {
     /// ` are prose.
     pub fn default_toml() -> String {
         document::default_toml()
+    }
+}
+
+impl Sources {
+    /// The file that is read, where there is one.
+    pub fn file(&self) -> Option<PathBuf> {
+        let of_environment = || words::read_environment(&self.environment, &mut Errors::default()).1;
+        self.file.clone().or_else(of_environment)
     }
 }
 

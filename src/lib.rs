@@ -15,7 +15,8 @@
 //!   that can never be delivered.
 //!
 //! Beside the path: [`memory`] is the one limit and who holds how much of it, [`metrics`] accounts for every
-//! event, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
+//! event, [`config`] and [`cli`] say what is wanted, [`reload`] what else is from now on, [`log`] what is told of it,
+//! [`admin`] shows and takes wishes, [`lifecycle`] and
 //! [`drain`] lead to the end, [`handover`] to the process that comes next, and [`inheritance`] is what that starts
 //! with; [`supervisor`] talks with systemd, [`failpoint`] leads to a sudden end in tests, and [`relay`] alone knows
 //! everybody.
@@ -51,12 +52,14 @@ pub mod health;
 pub mod inheritance;
 pub mod lifecycle;
 pub mod linger;
+pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod net;
 mod prefetch;
 pub mod queue;
 pub mod relay;
+pub mod reload;
 pub mod send;
 pub mod shard;
 pub mod spool;

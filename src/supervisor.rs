@@ -69,6 +69,14 @@ pub fn ready() {
     notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
 }
 
+/// The configuration is read again. [`ready`] says that this is over.
+pub fn reloading() {
+    let mut states = vec![NotifyState::Reloading];
+    // Type=notify-reload wants to know when; a clock that cannot be read is none of this process's worries.
+    states.extend(NotifyState::monotonic_usec_now());
+    notify(&states);
+}
+
 /// The end has begun, and may take so long, and a little more.
 pub fn stopping(at_most: Duration) {
     let microseconds = u32::try_from((at_most + ENDING_MAX).as_micros()).unwrap_or(u32::MAX);

@@ -17,6 +17,7 @@ mod suite {
     mod listeners;
     mod memory;
     mod relay_to_relay;
+    mod reload;
     mod rolling;
     mod seccomp;
     mod send;

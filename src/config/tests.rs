@@ -256,6 +256,40 @@ fn a_stream_takes_the_relays_values_where_it_has_none() {
 }
 
 #[test]
+fn a_reload_changes_what_its_row_says_and_names_the_rest() {
+    let old = load(ONE_STREAM, &[], &[]).expect("a good file");
+    for (setting, (key, value)) in SETTINGS.iter().zip(OTHER_VALUES) {
+        // `sync_at` wants a spool, which is then named as well.
+        let spool = if key == "sync_at" { "spool = \"x\"\n" } else { "" };
+        let new = load(&format!("{spool}{key} = {value}{ONE_STREAM}"), &[], &[]).expect(key);
+        let (merged, changes) = old.reloaded(new.clone());
+        if setting.is_reloadable() {
+            assert_eq!((&merged, &changes.made[..], &changes.kept[..]), (&new, &[key][..], &[][..]));
+        } else {
+            assert_eq!((&merged, &changes.made[..]), (&old, &[][..]), "{key}");
+            assert!(changes.kept.contains(&key) && changes.kept.len() <= 2, "{key}: {changes}");
+            assert!(changes.to_string().contains(&format!("\n{key}: takes effect after a restart")));
+        }
+    }
+    assert_eq!(old.reloaded(old.clone()), (old, Changes::default()));
+}
+
+#[test]
+fn a_reload_says_which_streams_came_went_and_changed() {
+    let stream = |name: &str, settings: &str| format!("[streams.{name}]\n{settings}\n");
+    let old = [stream("same", ""), stream("other", ""), stream("gone", "")].concat();
+    let new = [stream("same", ""), stream("other", "on_full = \"drop\""), stream("new", "")].concat();
+    let (old, new) = (load(&old, &[], &[]).expect("good"), load(&new, &[], &[]).expect("good"));
+    let (merged, changes) = old.reloaded(new.clone());
+    assert_eq!(merged, new);
+    assert_eq!(changes.to_string(), "changed: [streams.gone], [streams.new], [streams.other]");
+    let many: String = (0..9).map(|number| stream(&number.to_string(), "")).collect();
+    let (_, changes) = Config::default().reloaded(load(&many, &[], &[]).expect("good"));
+    assert_eq!(changes.to_string(), "changed: 9 streams");
+    assert_eq!(Changes::default().to_string(), "nothing is different");
+}
+
+#[test]
 fn a_value_can_be_taken_back_to_what_the_machine_says() {
     let file = "shards = 3\nmemory = 67108864\nregion = \"eu-west-1\"\nendpoint_url = \"https://x\"";
     let config = load(file, &[], &[]).expect("a good file");

@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use super::retry::Backoff;
+use crate::config::Config;
 
 /// Settings that all lanes share.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneLimits {
     /// Calls in flight at most.
     pub calls_max: usize,
@@ -14,6 +15,17 @@ pub struct LaneLimits {
     pub backoff: Backoff,
     /// How often a parked lane is tried.
     pub park_probe: Duration,
+}
+
+impl LaneLimits {
+    /// Those of a configuration.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            calls_max: config.max_lane_calls,
+            backoff: Backoff { base: config.retry_base, max: config.retry_max },
+            park_probe: config.park_probe,
+        }
+    }
 }
 
 /// What a call meant for its lane.
@@ -136,6 +148,12 @@ impl Lane {
         is_sooner.then(|| *self.resume_at.insert(soon))
     }
 
+    /// The limits are others now: a wait ends when it would under these. When, if that is sooner.
+    pub fn shorten(&mut self, now: Instant, limits: &LaneLimits, fraction: f64) -> Option<Instant> {
+        let soon = now + self.wait(limits, fraction);
+        self.resume_at.is_some_and(|at| at > soon).then(|| *self.resume_at.insert(soon))
+    }
+
     /// Whether the last calls failed.
     pub fn is_failing(&self) -> bool {
         self.parked || self.streak > 0
@@ -172,9 +190,12 @@ impl Lane {
         self.streak = self.streak.saturating_add(1);
         self.is_unreached = false;
         self.failed_at = Some(now);
-        // A parked lane keeps its slow pace until something is accepted.
-        let wait = limits.backoff.delay(self.streak, fraction);
-        self.resume_at = Some(now + if self.parked { limits.park_probe } else { wait });
+        self.resume_at = Some(now + self.wait(limits, fraction));
+    }
+
+    /// How long it waits after a failure. A parked lane keeps its slow pace until something is accepted.
+    fn wait(&self, limits: &LaneLimits, fraction: f64) -> Duration {
+        if self.parked { limits.park_probe } else { limits.backoff.delay(self.streak, fraction) }
     }
 }
 
@@ -254,6 +275,31 @@ mod tests {
         lane.started();
         finish(&mut lane, Verdict::Progress, t0, t0);
         assert_eq!(lane.state(), LaneState::Active);
+    }
+
+    #[test]
+    fn a_wait_is_no_longer_than_it_would_be_under_limits_that_have_changed() {
+        let t0 = Instant::now();
+        let at = |millis| t0 + Duration::from_millis(millis);
+        let mut parked = Lane::default();
+        parked.started();
+        finish(&mut parked, Verdict::Parked, t0, t0);
+        let mut failing = Lane::default();
+        failing.started();
+        finish(&mut failing, Verdict::Failed, t0, t0);
+        let faster = LaneLimits {
+            backoff: Backoff { base: Duration::from_millis(10), max: Duration::from_millis(10) },
+            park_probe: Duration::from_millis(50),
+            ..LIMITS
+        };
+        assert_eq!(parked.shorten(at(1), &faster, 1.0), Some(at(51)));
+        assert_eq!(failing.shorten(at(1), &faster, 1.0), Some(at(11)));
+        assert_eq!(
+            failing.shorten(at(1), &LIMITS, 1.0),
+            None,
+            "a longer wait counts from the next failure on"
+        );
+        assert_eq!(Lane::default().shorten(at(1), &faster, 1.0), None);
     }
 
     #[test]

@@ -97,6 +97,13 @@ pub struct LaneLink {
     pub sent: u64,
 }
 
+impl LaneLink {
+    /// A place at a lane from which nothing was taken yet.
+    pub fn new(lane: usize) -> Self {
+        Self { lane, is_waiting: false, served: 0, sent: 0 }
+    }
+}
+
 /// What one stream has sealed and not delivered, calls in flight apart.
 #[derive(Debug)]
 pub struct StreamQueue {

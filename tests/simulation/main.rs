@@ -93,6 +93,7 @@ fn the_relay_keeps_its_promises_whatever_fails() {
             tally.probes,
             tally.crashes,
             tally.restarts,
+            tally.reloads,
         ];
         assert!(reached.iter().all(|count| *count > 0), "{tally:?}");
     }

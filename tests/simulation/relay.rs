@@ -4,7 +4,7 @@
 //!
 //! What must hold stands where it is checked; see "What is promised" in the design.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,7 @@ pub struct Tally {
     pub probes: u64,
     pub crashes: u64,
     pub restarts: u64,
+    pub reloads: u64,
     /// How far memory was ever over its limit, in bytes, and how long the end ever took.
     pub over_run: u64,
     pub drained_millis: u64,
@@ -96,6 +97,7 @@ impl std::ops::AddAssign for Tally {
         self.probes += other.probes;
         self.crashes += other.crashes;
         self.restarts += other.restarts;
+        self.reloads += other.reloads;
         self.over_run = self.over_run.max(other.over_run);
         self.drained_millis = self.drained_millis.max(other.drained_millis);
     }
@@ -199,12 +201,32 @@ impl Setting {
             group_bytes: [2 << 10, 32 << 10, 8 << 20][rng.usize(..3)],
             keep_sent: if rng.u32(..5) == 0 { 3_000 } else { 0 },
         };
+        // A reload tells the spool what the configuration says.
+        (config.spool_limit, config.spool_free_floor) = (spool.bytes_max, spool.free_floor);
+        config.spool_keep_sent = Duration::from_millis(spool.keep_sent);
         Self {
             config,
             encoding: if rng.u32(..3) == 0 { Encoding::Lines } else { Encoding::Records },
             limit: stream_max * rng.u64(2..=6),
             stream_max,
             spool: has_spool.then_some(spool),
+        }
+    }
+
+    /// Draws anew what a reload may change and a history can do without.
+    fn change(&mut self, rng: &mut Rng) {
+        let lanes: Vec<&str> = STREAMS.iter().flat_map(|(_, lanes)| lanes.iter().copied()).collect();
+        self.config.linger = Duration::from_millis([256, 512, 1024][rng.usize(..3)]);
+        self.config.retry_max = Duration::from_secs(rng.u64(1..=5));
+        self.config.park_probe = Duration::from_secs(rng.u64(1..=5));
+        for stream in self.config.streams.values_mut() {
+            let count = rng.usize(1..=3);
+            let mapped = rng.choose_multiple(lanes.iter(), count);
+            // One lane has two streams, and stands there twice.
+            let mapped: BTreeSet<&str> = mapped.into_iter().copied().collect();
+            stream.delivery_streams = mapped.into_iter().map(str::to_owned).collect();
+            stream.packing = draw_packing(rng);
+            stream.on_full = if rng.bool() { OnFull::Wait } else { OnFull::Drop };
         }
     }
 }
@@ -262,8 +284,10 @@ impl World {
         disk.skips_syncs = plan.skips_syncs;
         let now = Instant::now();
         let process = Process::start(&setting, &mut disk, (now, EPOCH_MILLIS), &mut rng);
+        let mut endpoint = Endpoint::new(setting.encoding, plan.has_outcomes);
+        endpoint.map(&setting.config);
         Self {
-            endpoint: Endpoint::new(setting.encoding, plan.has_outcomes),
+            endpoint,
             rng,
             plan,
             setting,
@@ -302,6 +326,7 @@ impl World {
             980..985 if self.plan.has_crashes => self.crash(self.setting.spool.is_none()),
             985..990 if self.plan.has_crashes => self.crash(true),
             990..994 => self.restart(),
+            994..998 => self.reload(),
             _ => (),
         }
         self.run(false);
@@ -626,6 +651,23 @@ impl World {
             self.ledger.doubt_all();
         }
         self.replace();
+    }
+
+    /// The configuration is read again and is another: streams move to other lanes, are packed otherwise, or lose their
+    /// table. Shards and delivery hear of it one after the other, as in a process.
+    fn reload(&mut self) {
+        self.tally.reloads += 1;
+        self.setting.change(&mut self.rng);
+        let config = Arc::new(self.setting.config.clone());
+        self.endpoint.map_too(&config);
+        self.process.shared.config.store(Arc::clone(&config));
+        self.process.shared.registry.reload(Arc::clone(&config));
+        for index in 0..self.process.shards.len() {
+            self.process.shards[index].adopt();
+            self.run(false);
+        }
+        self.endpoint.map(&config);
+        self.process.delivery.reload(config, self.now);
     }
 
     /// Brings what is left to disk; false where the disk does not take it in time.
