@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{RawQuery, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,6 +27,7 @@ use crate::shard::Shared;
 mod conditions;
 mod page;
 mod status;
+mod tail;
 mod watch;
 
 use self::status::{Looker, Query};
@@ -113,6 +114,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
+        .route("/tail", get(tail::tail))
         .route("/maintenance", post(maintenance))
         .route("/reload", post(reload))
         .route("/drain", post(drain))
@@ -123,11 +125,15 @@ pub fn router(admin: Arc<Admin>) -> Router {
 /// Keeps the pages of other sites, open in the browser of somebody who reaches this port, from asking anything of it.
 /// What is no browser says nothing of sites (Fetch Metadata, `Sec-Fetch-Site`).
 async fn refuse_foreign(request: Request, next: Next) -> Response {
-    let site = request.headers().get("sec-fetch-site").map(HeaderValue::as_bytes);
-    if request.method() == Method::POST && !matches!(site, None | Some(b"same-origin" | b"none")) {
+    if request.method() == Method::POST && is_foreign(request.headers()) {
         return (StatusCode::FORBIDDEN, "a page of another site may not ask this\n").into_response();
     }
     next.run(request).await
+}
+
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    !matches!(site, None | Some(b"same-origin" | b"none"))
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {

@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use clap_complete::Shell;
 
 use crate::config::{Config, Errors, Kind, SETTINGS, Setting, Sources};
+use crate::tail::{RATE_DEFAULT, RATE_MAX};
 
 /// The exit code of a wrong command line or configuration, as clap has it for its own errors.
 pub const EXIT_CONFIGURATION: u8 = 2;
@@ -51,6 +52,17 @@ pub enum Command {
         /// Whether it has to be ready, and not only alive.
         ready: bool,
     },
+    /// `standpipe tail`: show live events of a running relay.
+    Tail {
+        /// The configuration of the relay that is asked, for its admin address.
+        config: Result<Box<Config>, Errors>,
+        /// The stream, not checked yet.
+        stream: String,
+        /// The most events a second.
+        rate: u32,
+        /// The most events in all.
+        count: Option<u64>,
+    },
     /// `standpipe completions SHELL`: print a completion script.
     Completions(Shell),
     /// `standpipe man`: print the manual page.
@@ -92,6 +104,12 @@ pub fn parse(
         Some(("health", matches)) => {
             Command::Health { config: load(sources(matches)), ready: matches.get_flag("ready") }
         }
+        Some(("tail", matches)) => Command::Tail {
+            config: load(sources(matches)),
+            stream: matches.get_one::<String>("stream").cloned().unwrap_or_default(),
+            rate: *matches.get_one("rate").expect("it has a default"),
+            count: matches.get_one("count").copied(),
+        },
         Some(("completions", matches)) => {
             Command::Completions(*matches.get_one("shell").expect("clap has checked that it is there"))
         }
@@ -111,6 +129,7 @@ pub fn command() -> clap::Command {
             "standpipe [relay] [OPTIONS]\n       standpipe check [FILE] [OPTIONS]\n       standpipe config\n       \
              standpipe send STREAM [--to ADDR]\n       standpipe send --dead-letter PATH... [--to ADDR]\n       \
              standpipe health [--ready] [--admin ADDR]\n       \
+             standpipe tail STREAM [--rate N] [--count N] [--admin ADDR]\n       \
              standpipe asg-lifecycle --hook NAME [OPTIONS]",
         )
         .after_help(AFTER_HELP)
@@ -126,6 +145,7 @@ pub fn command() -> clap::Command {
         .subcommand(asg_lifecycle())
         .subcommand(clap::Command::new("config").about("Print the commented default configuration"))
         .subcommand(health())
+        .subcommand(tail())
         .subcommand(completions())
         .subcommand(clap::Command::new("man").about("Print the manual page, in roff"))
 }
@@ -193,6 +213,29 @@ fn health() -> clap::Command {
         .about("Ask the relay on this host whether it lives")
         .after_help("Exit codes: 0 it does, 1 it does not.")
         .args([ready, file_flag()])
+        .args(SETTINGS.iter().filter(|setting| setting.key == "admin").map(flag))
+}
+
+fn tail() -> clap::Command {
+    let stream = Arg::new("stream").value_name("STREAM").required(true).help("The stream of the events");
+    let rate = Arg::new("rate")
+        .long("rate")
+        .value_name("N")
+        .value_parser(value_parser!(u32).range(1..=i64::from(RATE_MAX)))
+        .default_value(RATE_DEFAULT.to_string())
+        .help("Most events a second");
+    let count = Arg::new("count")
+        .long("count")
+        .value_name("N")
+        .value_parser(value_parser!(u64).range(1..))
+        .help("End after so many events");
+    clap::Command::new("tail")
+        .about("Show a sample of the events that the relay on this host receives, as they come")
+        .after_help(
+            "A sample, not all there are: it takes nothing from anybody, and a slow reader misses events. An event \
+             longer than 8 KiB is cut. Exit codes: 0 it has ended, 1 no relay shows events of the stream.",
+        )
+        .args([stream, rate, count, file_flag()])
         .args(SETTINGS.iter().filter(|setting| setting.key == "admin").map(flag))
 }
 

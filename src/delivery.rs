@@ -24,6 +24,7 @@ use crate::metrics::{self, Ages, Cause, Drop, LaneCounters, Metrics, Place};
 use crate::queue::{Handoff, Returns};
 use crate::spool::keeper::Keeper;
 use crate::stream::{Registry, Stream};
+use crate::tail::Tails;
 
 #[doc(hidden)]
 pub mod bare;
@@ -71,6 +72,8 @@ pub struct Parts {
     pub returns: Arc<[Returns]>,
     /// The streams by name: what is on disk knows no more.
     pub registry: Arc<Registry>,
+    /// Who looks at events as they come.
+    pub tails: Arc<Tails>,
 }
 
 /// What delivery can be asked.
@@ -257,6 +260,9 @@ impl Delivery {
 
     fn take_batch(&mut self, batch: Batch, now: Instant) {
         let Batch { ticket, body, charge, .. } = batch;
+        if self.parts.tails.is_open() {
+            self.parts.tails.offer(&ticket.stream.name, &body, ticket.events, now);
+        }
         let id = self.open_queue(&ticket.stream, now);
         let queue = self.streams.get_mut(&id).expect("it was opened");
         queue.used_at = now;

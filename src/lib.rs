@@ -22,7 +22,8 @@
 //! everybody.
 //!
 //! Beside the relay: [`client`] sends events and keeps them until they are synced; [`send`] is `standpipe send`,
-//! which is made of it. [`health`] is `standpipe health`, which asks a running relay.
+//! which is made of it. [`health`] is `standpipe health`, which asks a running relay, and [`tail`] shows events of one as
+//! they come, with `standpipe tail` as the other end.
 //!
 //! # Invariants
 //!
@@ -65,3 +66,4 @@ pub mod shard;
 pub mod spool;
 pub mod stream;
 pub mod supervisor;
+pub mod tail;

@@ -11,7 +11,7 @@ use standpipe::config::{Config, Sources};
 use standpipe::drain::Drained;
 use standpipe::log::Log;
 use standpipe::memory::{Machine, Plan};
-use standpipe::{health, relay, send};
+use standpipe::{health, relay, send, tail};
 
 /// Gives memory back to the system as it falls idle, and wastes little of it in fragments.
 #[global_allocator]
@@ -27,6 +27,7 @@ const CANNOT_START: u8 = 1;
 const EVENTS_LEFT: u8 = 3;
 const LINES_LOST: u8 = 1;
 const UNHEALTHY: u8 = 1;
+const NOTHING_SHOWN: u8 = 1;
 
 fn main() -> ExitCode {
     let command = cli::parse(std::env::args_os(), std::env::vars_os()).unwrap_or_else(|error| error.exit());
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
         Command::Replay { paths, to } => send_dead_letters(&paths, &to),
         Command::AsgLifecycle(arguments) => become_asg_lifecycle(arguments),
         Command::Health { config: Ok(config), ready } => ask_health(&config, ready),
+        Command::Tail { config: Ok(config), stream, rate, count } => {
+            show_events(&config, &stream, rate, count)
+        }
         Command::Completions(shell) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut cli::command(), "standpipe", &mut script);
@@ -51,7 +55,8 @@ fn main() -> ExitCode {
         }
         Command::Relay { config: Err(errors), .. }
         | Command::Check(Err(errors))
-        | Command::Health { config: Err(errors), .. } => {
+        | Command::Health { config: Err(errors), .. }
+        | Command::Tail { config: Err(errors), .. } => {
             eprintln!("{errors}");
             ExitCode::from(cli::EXIT_CONFIGURATION)
         }
@@ -171,6 +176,18 @@ fn ask_health(config: &Config, ready: bool) -> ExitCode {
         Err(sentence) => {
             eprintln!("{sentence}");
             ExitCode::from(UNHEALTHY)
+        }
+    }
+}
+
+/// `standpipe tail`: events on standard output, all else on standard error.
+fn show_events(config: &Config, stream: &str, rate: u32, count: Option<u64>) -> ExitCode {
+    let say = |note: &str| eprintln!("{note}");
+    match tail::ask(config.admin, stream, rate, count, &mut std::io::stdout(), say) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("{sentence}");
+            ExitCode::from(NOTHING_SHOWN)
         }
     }
 }

@@ -215,6 +215,7 @@ fn share(
         handoff: Arc::new(Handoff::default()),
         rejects: (0..plan.shards).map(|_| Rejects::new(config.rejected_samples)).collect(),
         orders: Orders::default(),
+        tails: Arc::default(),
         places: Places::new(plan.shards),
         connections_max: plan.connections_max,
         connections: AtomicUsize::new(0),
@@ -236,6 +237,7 @@ pub fn parts(shared: &Shared, destination: &Arc<Destination>) -> Parts {
         handoff: Arc::clone(&shared.handoff),
         returns: Arc::clone(&shared.returns),
         registry: Arc::clone(&shared.registry),
+        tails: Arc::clone(&shared.tails),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::net::listen::Listener;
 use crate::net::{Driver, DriverKind, Reaped};
 use crate::queue::{Handoff, Returns};
 use crate::stream::Registry;
+use crate::tail::Tails;
 
 mod adopting;
 mod answering;
@@ -70,6 +71,8 @@ pub struct Shared {
     pub rejects: Box<[Rejects]>,
     /// What the shards are to do.
     pub orders: Orders,
+    /// Who looks at events as they come.
+    pub tails: Arc<Tails>,
     /// Which shard gets a connection.
     pub places: Places,
     /// Connections accepted at most, over all shards.

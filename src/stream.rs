@@ -131,6 +131,16 @@ impl Registry {
         known.config = config;
     }
 
+    /// Whether a stream of this name has come.
+    ///
+    /// # Errors
+    /// Where its frames are not taken.
+    pub fn knows(&self, name: &str) -> Result<bool, Reject> {
+        let known = self.known();
+        Settings::admit(&known.config, name)?;
+        Ok(known.streams.contains_key(name.as_bytes()))
+    }
+
     /// Of each of these names, whether its frames are not taken any more.
     pub fn refuses<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<bool> {
         let config = Arc::clone(&self.known().config);

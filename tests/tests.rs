@@ -24,4 +24,5 @@ mod suite {
     mod spool;
     mod stored;
     mod sync;
+    mod tail;
 }

@@ -47,6 +47,7 @@ pub fn shared_with(config: Config, encoding: Encoding, memory: Arc<Memory>, epoc
         handoff: Arc::new(Handoff::default()),
         rejects: (0..shards).map(|_| Rejects::new(config.rejected_samples)).collect(),
         orders: Orders::default(),
+        tails: Arc::default(),
         places: Places::new(shards),
         connections_max: config.max_connections,
         connections: AtomicUsize::new(0),
