@@ -59,7 +59,7 @@ impl Relay {
             self.shard.data(0, read);
             self.deliver();
         }
-        self.now += 2 * self.shared.config.linger;
+        self.now += 2 * self.shared.config.load().linger;
         self.shard.turn(self.now);
         self.deliver();
         self.now += Duration::from_millis(1);

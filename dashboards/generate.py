@@ -525,10 +525,16 @@ def shards():
     )
     yield table(
         'Relays',
-        'Every relay: since when it runs, its threads, its version and how it reads its sockets.',
+        'Every relay: since when it runs, and with this configuration, its threads, its version and how it reads sockets.',
         'instance',
         [
             ('Running for', f'time() - max by (instance) (process_start_time_seconds{{{RELAY}}})', 's', None),
+            (
+                'Configured for',
+                f'time() - max by (instance) (standpipe_config_last_reload_success_timestamp_seconds{{{RELAY}}})',
+                's',
+                None,
+            ),
             ('Threads', f'max by (instance) (process_threads{{{RELAY}}})', 'short', None),
             ('Version', f'max by (instance, version) (standpipe_build_info{{{RELAY}}})', 'short', None),
             ('Driver', f'max by (instance, driver) (standpipe_io_driver_info{{{RELAY}}})', 'short', None),
@@ -542,6 +548,14 @@ def shards():
         width=12,
         height=8,
         sort='Running for',
+    )
+    yield series(
+        'Reloads',
+        'Times that the configuration was read again, and taken over (`done`) or not (`refused`): then what held before '
+        'holds on, and the log says why.',
+        [(increase('standpipe_config_reloads_total', RELAY, by='result'), '{{result}}')],
+        'short',
+        runbook='StandpipeReloadFailed',
     )
 
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{RawQuery, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -21,11 +21,13 @@ use crate::lifecycle::{Lifecycle, Stage};
 use crate::memory::Plan;
 use crate::metrics::exposition::{self, LaneFigures, Live};
 use crate::metrics::process::Usage;
+use crate::reload::{Refused, Reloader};
 use crate::shard::Shared;
 
 mod conditions;
 mod page;
 mod status;
+mod tail;
 mod watch;
 
 use self::status::{Looker, Query};
@@ -46,6 +48,8 @@ pub struct Parts {
     pub delivery: mpsc::Sender<Command>,
     /// The stage of the process.
     pub lifecycle: Arc<Lifecycle>,
+    /// What reads the configuration again.
+    pub reloader: Arc<Reloader>,
     /// The memory plan.
     pub plan: Plan,
     /// Which driver reads the sockets.
@@ -110,7 +114,9 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
+        .route("/tail", get(tail::tail))
         .route("/maintenance", post(maintenance))
+        .route("/reload", post(reload))
         .route("/drain", post(drain))
         .layer(middleware::from_fn(refuse_foreign))
         .with_state(admin)
@@ -119,11 +125,15 @@ pub fn router(admin: Arc<Admin>) -> Router {
 /// Keeps the pages of other sites, open in the browser of somebody who reaches this port, from asking anything of it.
 /// What is no browser says nothing of sites (Fetch Metadata, `Sec-Fetch-Site`).
 async fn refuse_foreign(request: Request, next: Next) -> Response {
-    let site = request.headers().get("sec-fetch-site").map(HeaderValue::as_bytes);
-    if request.method() == Method::POST && !matches!(site, None | Some(b"same-origin" | b"none")) {
+    if request.method() == Method::POST && is_foreign(request.headers()) {
         return (StatusCode::FORBIDDEN, "a page of another site may not ask this\n").into_response();
     }
     next.run(request).await
+}
+
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    !matches!(site, None | Some(b"same-origin" | b"none"))
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
@@ -164,7 +174,8 @@ async fn maintenance(State(admin): State<Arc<Admin>>, body: String) -> (StatusCo
             if admin.lifecycle.set_maintenance(on) != on {
                 tracing::info!("maintenance was turned {}", if on { "on" } else { "off" });
             }
-            let file = admin.shared.config.maintenance_file.as_ref();
+            let config = admin.shared.config.load();
+            let file = config.maintenance_file.as_ref();
             let file = file.filter(|_| !on && admin.lifecycle.is_in_maintenance());
             let answer = match file {
                 Some(file) => format!("maintenance stays on as long as {} is there\n", file.display()),
@@ -180,6 +191,15 @@ async fn maintenance(State(admin): State<Arc<Admin>>, body: String) -> (StatusCo
     }
 }
 
+async fn reload(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
+    let (status, answer) = match admin.reloader.reload().await {
+        Ok(changes) => (StatusCode::OK, changes.to_string()),
+        Err(refused @ Refused::Draining) => (StatusCode::CONFLICT, refused.to_string()),
+        Err(refused) => (StatusCode::BAD_REQUEST, refused.to_string()),
+    };
+    (status, format!("{answer}\n"))
+}
+
 async fn drain(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
     admin.lifecycle.ask_to_drain();
     (StatusCode::ACCEPTED, "draining\n")
@@ -188,7 +208,7 @@ async fn drain(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
 impl Admin {
     /// Looks at these.
     pub fn new(parts: Parts) -> Self {
-        let config = &parts.shared.config;
+        let config = parts.shared.config.load_full();
         let endpoint = config
             .delivery_stream_defaults
             .endpoint_url

@@ -169,7 +169,8 @@ impl Buffer {
 
     /// Turns the lines gathered so far into an open body.
     fn start_encoding(&mut self, memory: &Memory) -> Append {
-        let mut encoder = Box::new(Encoder::new(self.stream.packing, self.shape.bytes_max));
+        let packing = self.stream.settings.load().packing;
+        let mut encoder = Box::new(Encoder::new(packing, self.shape.bytes_max));
         let above_half = memory.is_above_half();
         let first = encode::body_bytes_max(2 * LINES_BYTES_MAX);
         let hint = if above_half { first } else { self.last_capacity.max(first) };

@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use clap_complete::Shell;
 
 use crate::config::{Config, Errors, Kind, SETTINGS, Setting, Sources};
+use crate::tail::{RATE_DEFAULT, RATE_MAX};
 
 /// The exit code of a wrong command line or configuration, as clap has it for its own errors.
 pub const EXIT_CONFIGURATION: u8 = 2;
@@ -20,7 +21,12 @@ pub const ASG_LIFECYCLE: &str = "standpipe-asg-lifecycle";
 #[derive(Debug)]
 pub enum Command {
     /// `standpipe` or `standpipe relay`: run. With errors: print them and exit with [`EXIT_CONFIGURATION`].
-    Relay(Result<Box<Config>, Errors>),
+    Relay {
+        /// The configuration to start with.
+        config: Result<Box<Config>, Errors>,
+        /// Where it comes from, and is read again.
+        sources: Sources,
+    },
     /// `standpipe check FILE`: print the resolved plan, or the errors as above.
     Check(Result<Box<Config>, Errors>),
     /// `standpipe config`: print [`Config::default_toml`].
@@ -46,6 +52,17 @@ pub enum Command {
         /// Whether it has to be ready, and not only alive.
         ready: bool,
     },
+    /// `standpipe tail`: show live events of a running relay.
+    Tail {
+        /// The configuration of the relay that is asked, for its admin address.
+        config: Result<Box<Config>, Errors>,
+        /// The stream, not checked yet.
+        stream: String,
+        /// The most events a second.
+        rate: u32,
+        /// The most events in all.
+        count: Option<u64>,
+    },
     /// `standpipe completions SHELL`: print a completion script.
     Completions(Shell),
     /// `standpipe man`: print the manual page.
@@ -67,10 +84,9 @@ pub fn parse(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Command, clap::Error> {
     let matches = command().try_get_matches_from(arguments)?;
-    let load = |matches: &ArgMatches| {
-        let environment = environment.into_iter().collect();
-        Config::load(sources(matches, environment)).map(Box::new)
-    };
+    let sources = |matches: &ArgMatches| sources(matches, environment.into_iter().collect());
+    let load = |sources: Sources| Config::load(sources).map(Box::new);
+    let relay = |sources: Sources| Command::Relay { config: load(sources.clone()), sources };
     Ok(match matches.subcommand() {
         Some(("config", _)) => Command::PrintConfig,
         Some(("send", matches)) => {
@@ -84,16 +100,22 @@ pub fn parse(
             let arguments = matches.get_many::<OsString>("arguments").into_iter().flatten();
             Command::AsgLifecycle(arguments.cloned().collect())
         }
-        Some(("check", matches)) => Command::Check(load(matches)),
+        Some(("check", matches)) => Command::Check(load(sources(matches))),
         Some(("health", matches)) => {
-            Command::Health { config: load(matches), ready: matches.get_flag("ready") }
+            Command::Health { config: load(sources(matches)), ready: matches.get_flag("ready") }
         }
+        Some(("tail", matches)) => Command::Tail {
+            config: load(sources(matches)),
+            stream: matches.get_one::<String>("stream").cloned().unwrap_or_default(),
+            rate: *matches.get_one("rate").expect("it has a default"),
+            count: matches.get_one("count").copied(),
+        },
         Some(("completions", matches)) => {
             Command::Completions(*matches.get_one("shell").expect("clap has checked that it is there"))
         }
         Some(("man", _)) => Command::Man,
-        Some((_, matches)) => Command::Relay(load(matches)),
-        None => Command::Relay(load(&matches)),
+        Some((_, matches)) => relay(sources(matches)),
+        None => relay(sources(&matches)),
     })
 }
 
@@ -107,6 +129,7 @@ pub fn command() -> clap::Command {
             "standpipe [relay] [OPTIONS]\n       standpipe check [FILE] [OPTIONS]\n       standpipe config\n       \
              standpipe send STREAM [--to ADDR]\n       standpipe send --dead-letter PATH... [--to ADDR]\n       \
              standpipe health [--ready] [--admin ADDR]\n       \
+             standpipe tail STREAM [--rate N] [--count N] [--admin ADDR]\n       \
              standpipe asg-lifecycle --hook NAME [OPTIONS]",
         )
         .after_help(AFTER_HELP)
@@ -122,6 +145,7 @@ pub fn command() -> clap::Command {
         .subcommand(asg_lifecycle())
         .subcommand(clap::Command::new("config").about("Print the commented default configuration"))
         .subcommand(health())
+        .subcommand(tail())
         .subcommand(completions())
         .subcommand(clap::Command::new("man").about("Print the manual page, in roff"))
 }
@@ -189,6 +213,29 @@ fn health() -> clap::Command {
         .about("Ask the relay on this host whether it lives")
         .after_help("Exit codes: 0 it does, 1 it does not.")
         .args([ready, file_flag()])
+        .args(SETTINGS.iter().filter(|setting| setting.key == "admin").map(flag))
+}
+
+fn tail() -> clap::Command {
+    let stream = Arg::new("stream").value_name("STREAM").required(true).help("The stream of the events");
+    let rate = Arg::new("rate")
+        .long("rate")
+        .value_name("N")
+        .value_parser(value_parser!(u32).range(1..=i64::from(RATE_MAX)))
+        .default_value(RATE_DEFAULT.to_string())
+        .help("Most events a second");
+    let count = Arg::new("count")
+        .long("count")
+        .value_name("N")
+        .value_parser(value_parser!(u64).range(1..))
+        .help("End after so many events");
+    clap::Command::new("tail")
+        .about("Show a sample of the events that the relay on this host receives, as they come")
+        .after_help(
+            "A sample, not all there are: it takes nothing from anybody, and a slow reader misses events. An event \
+             longer than 8 KiB is cut. Exit codes: 0 it has ended, 1 no relay shows events of the stream.",
+        )
+        .args([stream, rate, count, file_flag()])
         .args(SETTINGS.iter().filter(|setting| setting.key == "admin").map(flag))
 }
 
@@ -277,7 +324,7 @@ mod tests {
 
     fn relay_config(arguments: &[&str]) -> Config {
         match run(arguments).expect("a good command line") {
-            Command::Relay(Ok(config)) => *config,
+            Command::Relay { config: Ok(config), .. } => *config,
             other => panic!("{other:?}"),
         }
     }
@@ -308,7 +355,7 @@ mod tests {
     fn a_flag_beats_the_environment() {
         let environment = [("STANDPIPE_LINGER", "2s"), ("STANDPIPE_SHARDS", "2")];
         match run_in(&environment, &["--linger", "3s"]) {
-            Ok(Command::Relay(Ok(config))) => {
+            Ok(Command::Relay { config: Ok(config), .. }) => {
                 assert_eq!((config.linger.as_secs(), config.shards), (3, Some(2)));
             }
             other => panic!("{other:?}"),

@@ -1,4 +1,4 @@
-//! The configuration: what an operator decides, read once at start and never changed after.
+//! The configuration: what an operator decides, read at start and again where a reload is asked for.
 //!
 //! Every setting stands in one row of `table` (and `stream`, for one stream): key, kind, limits, default and
 //! documentation. From the rows come the keys of the TOML file, the `STANDPIPE_*` variables, the flags,
@@ -25,6 +25,7 @@ pub mod name;
 mod named;
 mod raw;
 mod reach;
+mod reload;
 mod resolve;
 mod setters;
 mod setting;
@@ -38,6 +39,7 @@ pub use self::choices::{
 };
 pub use self::delivery_stream::{ByDeliveryStream, DeliveryStreamSettings, DeliveryStreams};
 pub use self::errors::{Error, Errors};
+pub use self::reload::Changes;
 pub(crate) use self::setting::{Kind, Setting};
 pub(crate) use self::table::SETTINGS;
 
@@ -186,6 +188,12 @@ impl Config {
         self.delivery_streams.find(name).unwrap_or(&self.delivery_stream_defaults).clone()
     }
 
+    /// What this becomes where `new` is reloaded: the reloadable settings are those of `new`, the others stay as they
+    /// are. Says which of either differ.
+    pub fn reloaded(&self, new: Config) -> (Config, Changes) {
+        reload::merge(self, new)
+    }
+
     /// What a file with this text makes of the defaults, without a file: for fuzzing.
     #[cfg(fuzzing)]
     pub(crate) fn of_text(text: &str) -> Result<Config, Errors> {
@@ -199,6 +207,14 @@ impl Config {
     /// ` are prose.
     pub fn default_toml() -> String {
         document::default_toml()
+    }
+}
+
+impl Sources {
+    /// The file that is read, where there is one.
+    pub fn file(&self) -> Option<PathBuf> {
+        let of_environment = || words::read_environment(&self.environment, &mut Errors::default()).1;
+        self.file.clone().or_else(of_environment)
     }
 }
 

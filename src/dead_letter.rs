@@ -26,8 +26,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::{info, warn};
 
 use crate::failpoint::{self, Point};
-use crate::log::Rarely;
 use crate::metrics::Drop;
+use crate::rarely::Rarely;
 use crate::spool::Lines;
 use crate::spool::keeper::Part;
 
@@ -60,8 +60,8 @@ const STAMP: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[da
 pub struct Settings {
     /// The directory.
     pub root: PathBuf,
-    /// The most bytes of all files.
-    pub bytes_max: u64,
+    /// The most bytes of all files; may be changed at any time.
+    pub bytes_max: Arc<AtomicU64>,
     /// A name that no other process has: it stands in file names.
     pub instance: String,
     /// What a scrape shows: bytes of all files.
@@ -103,6 +103,8 @@ pub struct DeadLetters {
     pub bundles: Sender<Bundle>,
     /// From it, in any order.
     pub answers: UnboundedReceiver<Answer>,
+    /// The most bytes of all files.
+    pub bytes_max: Arc<AtomicU64>,
 }
 
 impl DeadLetters {
@@ -113,9 +115,10 @@ impl DeadLetters {
     pub fn start(settings: Settings) -> io::Result<Self> {
         let (bundles, receiver) = mpsc::channel();
         let (sender, answers) = unbounded_channel();
+        let bytes_max = Arc::clone(&settings.bytes_max);
         let body = move || Writer::new(settings).run(&receiver, &sender);
         std::thread::Builder::new().name("dead-letters".to_owned()).spawn(body)?;
-        Ok(Self { bundles, answers })
+        Ok(Self { bundles, answers, bytes_max })
     }
 }
 
@@ -210,7 +213,8 @@ impl Writer {
     }
 
     fn make_room(&mut self, length: u64) -> io::Result<()> {
-        let fits = |writer: &Self| writer.used + length.max(FILE_BYTES_MIN) <= writer.settings.bytes_max;
+        let bytes_max = self.settings.bytes_max.load(Relaxed);
+        let fits = |writer: &Self| writer.used + length.max(FILE_BYTES_MIN) <= bytes_max;
         let interval = if fits(self) { COUNT_EVERY } else { COUNT_FULL_EVERY };
         if self.counted_at.is_none_or(|at| at.elapsed() >= interval) {
             self.count();
@@ -219,8 +223,7 @@ impl Writer {
             return Ok(());
         }
         Err(io::Error::other(format!(
-            "dead_letter_limit, {} bytes, is reached; send them again or remove them",
-            self.settings.bytes_max
+            "dead_letter_limit, {bytes_max} bytes, is reached; send them again or remove them"
         )))
     }
 
@@ -292,6 +295,7 @@ mod tests {
     use bytes::Bytes;
 
     fn settings(root: &Path, bytes_max: u64) -> Settings {
+        let bytes_max = Arc::new(AtomicU64::new(bytes_max));
         Settings { root: root.to_owned(), bytes_max, instance: "test".to_owned(), bytes: Arc::default() }
     }
 

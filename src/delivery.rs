@@ -19,12 +19,13 @@ use crate::batch::{Batch, Body, LINES_BYTES_MAX};
 use crate::config::{Config, DestinationChoice};
 use crate::destination::{Call, Destination, Encoding, Outcome};
 use crate::failpoint::{self, Flaw, Point};
-use crate::log::Rarely;
 use crate::memory::Memory;
 use crate::metrics::{self, Ages, Cause, Drop, LaneCounters, Metrics, Place};
 use crate::queue::{Handoff, Returns};
+use crate::rarely::Rarely;
 use crate::spool::keeper::Keeper;
 use crate::stream::{Registry, Stream};
+use crate::tail::Tails;
 
 #[doc(hidden)]
 pub mod bare;
@@ -34,6 +35,7 @@ mod outcome;
 pub mod pace;
 mod piece;
 mod queues;
+mod reload;
 pub mod retry;
 mod spill;
 mod task;
@@ -59,7 +61,7 @@ const LANES_LOGGED: u32 = 10;
 /// What delivery is made of.
 #[derive(Debug)]
 pub struct Parts {
-    /// The settings.
+    /// The settings as they are now.
     pub config: Arc<Config>,
     /// Where calls go.
     pub destination: Arc<Destination>,
@@ -73,6 +75,8 @@ pub struct Parts {
     pub returns: Arc<[Returns]>,
     /// The streams by name: what is on disk knows no more.
     pub registry: Arc<Registry>,
+    /// Who looks at events as they come.
+    pub tails: Arc<Tails>,
 }
 
 /// What delivery can be asked.
@@ -89,6 +93,8 @@ pub enum Command {
     Abandon(oneshot::Sender<()>),
     /// Forget idle streams.
     Sweep,
+    /// Go by these settings from now on, by which the streams go already, and say when that is so.
+    Reload(Arc<Config>, oneshot::Sender<()>),
 }
 
 /// What delivery looks like from outside.
@@ -227,12 +233,9 @@ pub struct Delivery {
 impl Delivery {
     /// Delivery with nothing to do yet.
     pub fn new(parts: Parts, spool: Option<Keeper>) -> Self {
-        let config = &parts.config;
-        let backoff = retry::Backoff { base: config.retry_base, max: config.retry_max };
-        let limits = LaneLimits { calls_max: config.max_lane_calls, backoff, park_probe: config.park_probe };
         Self {
             encoding: parts.destination.encoding(),
-            limits,
+            limits: LaneLimits::of(&parts.config),
             streams: HashMap::default(),
             lanes: Vec::new(),
             lane_of: HashMap::default(),
@@ -280,6 +283,9 @@ impl Delivery {
 
     fn take_batch(&mut self, batch: Batch, now: Instant) {
         let Batch { ticket, body, charge, .. } = batch;
+        if self.parts.tails.is_open() {
+            self.parts.tails.offer(&ticket.stream.name, &body, ticket.events, now);
+        }
         let id = self.open_queue(&ticket.stream, now);
         let queue = self.streams.get_mut(&id).expect("it was opened");
         queue.used_at = now;
@@ -302,15 +308,15 @@ impl Delivery {
     /// The queue of a stream, made with its lanes when it is first seen.
     fn open_queue(&mut self, stream: &Arc<Stream>, now: Instant) -> u64 {
         if !self.streams.contains_key(&stream.id) {
-            let lanes: Vec<usize> = stream.delivery_streams.iter().map(|name| self.open_lane(name)).collect();
-            for lane in &lanes {
-                self.lane(*lane).streams.push(stream.id);
+            let settings = stream.settings.load_full();
+            let names = settings.delivery_streams.iter();
+            let links: Vec<LaneLink> = names.map(|name| LaneLink::new(self.open_lane(name))).collect();
+            for link in &links {
+                self.lane(link.lane).streams.push(stream.id);
             }
-            let link = |lane: usize| LaneLink { lane, is_waiting: false, served: 0, sent: 0.0 };
-            let links = lanes.into_iter().map(link).collect();
             self.streams.insert(stream.id, StreamQueue::new(Arc::clone(stream), links, now));
             self.note_parked(stream.id);
-            if stream.max_age.is_some() {
+            if settings.max_age.is_some() {
                 self.watch_age(now);
             }
         }
@@ -698,6 +704,11 @@ impl Delivery {
                 self.lane(link.lane).streams.retain(|stream| *stream != id);
             }
         }
+        self.close_unused_lanes();
+    }
+
+    /// Forgets the lanes that no stream is mapped to, once nothing of theirs is under way.
+    fn close_unused_lanes(&mut self) {
         let unused = |entry: &LaneEntry| {
             entry.streams.is_empty() && entry.policy.in_flight() == 0 && !entry.has_timer && !entry.is_awake
         };
@@ -727,6 +738,8 @@ impl Delivery {
         if let Some(spill) = &self.spill {
             spill.note_ages(&mut ages, &self.parts.metrics.spool, now);
         }
-        View { lanes: self.lanes.iter().flatten().map(lane).collect(), ages }
+        // One that no stream is mapped to any more is as good as gone, with whatever was the matter with it.
+        let is_used = |entry: &&LaneEntry| !entry.streams.is_empty() || entry.policy.in_flight() > 0;
+        View { lanes: self.lanes.iter().flatten().filter(is_used).map(lane).collect(), ages }
     }
 }

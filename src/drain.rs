@@ -38,7 +38,7 @@ pub async fn drain(
     delivery: &mpsc::Sender<Command>,
     hurry: impl Future<Output = ()>,
 ) -> Drained {
-    let config = &shared.config;
+    let config = shared.config.load_full();
     let start = Instant::now();
     let deadline = start + config.drain_deadline;
     let share = |share: f64| start + config.drain_deadline.mul_f64(share);

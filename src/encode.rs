@@ -291,6 +291,14 @@ pub fn decode_record(json: &[u8], lines: &mut Vec<u8>) {
     base64_simd::STANDARD.decode_append(base64, lines).expect("a record that was encoded here is base64");
 }
 
+/// The same for the first `bytes_max` raw bytes of it at most, or one or two less.
+pub fn decode_record_start(json: &[u8], bytes_max: usize, lines: &mut Vec<u8>) {
+    let base64 = &json[RECORD_OPEN.len()..json.len() - RECORD_CLOSE.len()];
+    let digits = base64.len().min(bytes_max / 3 * 4);
+    let start = &base64[..digits];
+    base64_simd::STANDARD.decode_append(start, lines).expect("four digits are three bytes, whatever follows");
+}
+
 /// The largest body of `bytes` raw bytes, its tail included.
 pub fn body_bytes_max(bytes: usize) -> usize {
     let records = CALL_RECORDS_MAX.min(bytes / 2 + 1);

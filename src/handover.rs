@@ -25,8 +25,8 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::config::ListenAddress;
-use crate::log::Rarely;
 use crate::net::listen::Inherited;
+use crate::rarely::Rarely;
 
 /// The version of the messages.
 const PROTOCOL: u32 = 1;

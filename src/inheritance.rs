@@ -170,7 +170,8 @@ impl Door {
                 }
             },
         };
-        axum::serve(listener, router).await
+        // `/tail` wants to know who asks.
+        axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
     }
 }
 

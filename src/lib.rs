@@ -15,13 +15,15 @@
 //!   that can never be delivered.
 //!
 //! Beside the path: [`memory`] is the one limit and who holds how much of it, [`metrics`] accounts for every
-//! event, [`log`] says which lines are one too many, [`config`] and [`cli`] say what is wanted, [`admin`] shows and takes wishes, [`lifecycle`] and
+//! event, [`config`] and [`cli`] say what is wanted, [`reload`] what else is from now on, [`log`] what is told of it and
+//! [`rarely`] which lines of that are one too many, [`admin`] shows and takes wishes, [`lifecycle`] and
 //! [`drain`] lead to the end, [`handover`] to the process that comes next, and [`inheritance`] is what that starts
 //! with; [`supervisor`] talks with systemd, [`failpoint`] leads to a sudden end in tests, and [`relay`] alone knows
 //! everybody.
 //!
 //! Beside the relay: [`client`] sends events and keeps them until they are synced; [`send`] is `standpipe send`,
-//! which is made of it. [`health`] is `standpipe health`, which asks a running relay.
+//! which is made of it. [`health`] is `standpipe health`, which asks a running relay, and [`tail`] shows events of one as
+//! they come, with `standpipe tail` as the other end.
 //!
 //! # Invariants
 //!
@@ -57,9 +59,12 @@ pub mod metrics;
 pub mod net;
 mod prefetch;
 pub mod queue;
+pub mod rarely;
 pub mod relay;
+pub mod reload;
 pub mod send;
 pub mod shard;
 pub mod spool;
 pub mod stream;
 pub mod supervisor;
+pub mod tail;

@@ -1,17 +1,17 @@
 //! The `standpipe` command. Reads the command line, runs what was asked for, and decides the exit codes:
 //! 0 done, 1 cannot start or lines were lost, 2 bad configuration, 3 drained with events left behind.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use standpipe::cli::{self, Command};
-use standpipe::config::Config;
+use standpipe::config::{Config, Sources};
 use standpipe::drain::Drained;
+use standpipe::log::Log;
 use standpipe::memory::{Machine, Plan};
-use standpipe::{health, relay, send};
-use tracing_subscriber::EnvFilter;
+use standpipe::{health, relay, send, tail};
 
 /// Gives memory back to the system as it falls idle, and wastes little of it in fragments.
 #[global_allocator]
@@ -27,17 +27,21 @@ const CANNOT_START: u8 = 1;
 const EVENTS_LEFT: u8 = 3;
 const LINES_LOST: u8 = 1;
 const UNHEALTHY: u8 = 1;
+const NOTHING_SHOWN: u8 = 1;
 
 fn main() -> ExitCode {
     let command = cli::parse(std::env::args_os(), std::env::vars_os()).unwrap_or_else(|error| error.exit());
     match command {
-        Command::Relay(Ok(config)) => run(*config),
+        Command::Relay { config: Ok(config), sources } => run(*config, sources),
         Command::Check(Ok(config)) => check(&config),
         Command::PrintConfig => print(Config::default_toml().as_bytes()),
         Command::Send { stream, to } => send_lines(&stream, &to),
         Command::Replay { paths, to } => send_dead_letters(&paths, &to),
         Command::AsgLifecycle(arguments) => become_asg_lifecycle(arguments),
         Command::Health { config: Ok(config), ready } => ask_health(&config, ready),
+        Command::Tail { config: Ok(config), stream, rate, count } => {
+            show_events(&config, &stream, rate, count)
+        }
         Command::Completions(shell) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut cli::command(), "standpipe", &mut script);
@@ -49,17 +53,18 @@ fn main() -> ExitCode {
             rendered.expect("a vector takes all that is written to it");
             print(&page)
         }
-        Command::Relay(Err(errors))
+        Command::Relay { config: Err(errors), .. }
         | Command::Check(Err(errors))
-        | Command::Health { config: Err(errors), .. } => {
+        | Command::Health { config: Err(errors), .. }
+        | Command::Tail { config: Err(errors), .. } => {
             eprintln!("{errors}");
             ExitCode::from(cli::EXIT_CONFIGURATION)
         }
     }
 }
 
-fn run(config: Config) -> ExitCode {
-    start_log(&config.log);
+fn run(config: Config, sources: Sources) -> ExitCode {
+    let log = Log::start(&config.log);
     abort_on_panic();
     raise_file_limit();
     let plan = match Plan::new(&config, Machine::detect()) {
@@ -70,7 +75,7 @@ fn run(config: Config) -> ExitCode {
         }
     };
     tune_allocator(plan.total);
-    match serve(config, plan) {
+    match serve(config, sources, plan, log) {
         Ok(Drained::Clean) => ExitCode::SUCCESS,
         Ok(Drained::Left(events)) => {
             tracing::error!("events left when the drain ended: {events}; they are dropped and counted");
@@ -83,14 +88,14 @@ fn run(config: Config) -> ExitCode {
     }
 }
 
-fn serve(config: Config, plan: Plan) -> anyhow::Result<Drained> {
+fn serve(config: Config, sources: Sources, plan: Plan, log: Log) -> anyhow::Result<Drained> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("delivery")
         .enable_all()
         .build()
         .context("the delivery threads cannot be started")?;
-    let drained = runtime.block_on(relay::run(config, plan));
+    let drained = runtime.block_on(relay::run(config, sources, plan, log));
     // Calls that were given up must not hold the process.
     runtime.shutdown_background();
     drained
@@ -175,6 +180,18 @@ fn ask_health(config: &Config, ready: bool) -> ExitCode {
     }
 }
 
+/// `standpipe tail`: events on standard output, all else on standard error.
+fn show_events(config: &Config, stream: &str, rate: u32, count: Option<u64>) -> ExitCode {
+    let say = |note: &str| eprintln!("{note}");
+    match tail::ask(config.admin, stream, rate, count, &mut std::io::stdout(), say) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("{sentence}");
+            ExitCode::from(NOTHING_SHOWN)
+        }
+    }
+}
+
 /// Becomes the program beside this one; returns only where there is none.
 fn become_asg_lifecycle(arguments: Vec<std::ffi::OsString>) -> ExitCode {
     use std::os::unix::process::CommandExt;
@@ -189,23 +206,6 @@ fn become_asg_lifecycle(arguments: Vec<std::ffi::OsString>) -> ExitCode {
 fn print(text: &[u8]) -> ExitCode {
     let _ = std::io::stdout().write_all(text);
     ExitCode::SUCCESS
-}
-
-/// Text on a terminal, JSON otherwise; on standard error, so that standard output stays free.
-fn start_log(filter: &str) {
-    // The SDK's own warnings are dumps of its state; what they mean is said by our own lines.
-    let filter =
-        EnvFilter::try_new(format!("aws_config=error,{filter}")).unwrap_or_else(|_| EnvFilter::new("info"));
-    // A reader of the log that went away is no reason to end: without this, a failed write panics.
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false);
-    if std::io::stderr().is_terminal() {
-        builder.with_target(false).init();
-    } else {
-        builder.json().init();
-    }
 }
 
 /// A thread that panics leaves events behind that nobody counts any more: end, and let a supervisor start anew.

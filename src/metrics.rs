@@ -11,7 +11,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::frame::Reject;
 
@@ -431,6 +431,46 @@ pub struct SpoolGauges {
     pub is_full: AtomicBool,
 }
 
+/// What became of reading the configuration again.
+#[derive(Debug)]
+pub struct Reloads {
+    /// Times that it was taken over.
+    pub done: AtomicU64,
+    /// Times that something in it was wrong, so that nothing changed.
+    pub refused: AtomicU64,
+    /// Whether the configuration that was read last, at start or later, is the one that holds.
+    pub is_current: AtomicBool,
+    /// When that was read which holds, in seconds since 1970.
+    pub current_since: AtomicU64,
+}
+
+impl Reloads {
+    /// The configuration was read at the start.
+    fn new() -> Self {
+        let (done, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self {
+            done,
+            refused,
+            is_current: AtomicBool::new(true),
+            current_since: AtomicU64::new(seconds_now()),
+        }
+    }
+
+    /// It was read again, and taken over or not.
+    pub fn count(&self, is_done: bool) {
+        self.is_current.store(is_done, Relaxed);
+        if is_done {
+            self.current_since.store(seconds_now(), Relaxed);
+        }
+        let counter = if is_done { &self.done } else { &self.refused };
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// The counters of one process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -454,6 +494,8 @@ pub struct Metrics {
     pub spool: Arc<SpoolGauges>,
     /// Bytes of all dead letters, as their thread last counted them.
     pub dead_letter_bytes: Arc<AtomicU64>,
+    /// How reloads went.
+    pub reloads: Reloads,
 }
 
 impl Metrics {
@@ -473,6 +515,7 @@ impl Metrics {
             fsync_duration: Arc::new(Histogram::new(DURATION_BOUNDS)),
             spool: Arc::default(),
             dead_letter_bytes: Arc::default(),
+            reloads: Reloads::new(),
         })
     }
 

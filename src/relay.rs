@@ -2,9 +2,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -13,7 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin};
 use crate::buffer::Shape;
-use crate::config::{BodyHash, Config, DestinationChoice, ListenAddress};
+use crate::config::{BodyHash, Config, DestinationChoice, ListenAddress, Sources};
 use crate::dead_letter::{self, DeadLetters};
 use crate::delivery::{Command, Delivery, Parts};
 use crate::destination::Destination;
@@ -25,11 +26,13 @@ use crate::handover::{Offer, Sockets, TakenOver};
 use crate::health;
 use crate::inheritance::{self, Inheritance};
 use crate::lifecycle::Lifecycle;
+use crate::log::Log;
 use crate::memory::{Memory, Plan};
 use crate::metrics::Metrics;
 use crate::net::listen::{Listener, Listening};
 use crate::net::{DriverKind, probe};
 use crate::queue::{Handoff, Returns};
+use crate::reload::Reloader;
 use crate::shard::placing::Places;
 use crate::shard::rejects::Rejects;
 use crate::shard::{self, Orders, Phase, Seat, Shared};
@@ -51,11 +54,12 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long shards may take to accept no more.
 const STOPPING_MAX: Duration = Duration::from_secs(5);
 
-/// Runs a relay until it was told to stop and has drained.
+/// Runs a relay until it was told to stop and has drained. `sources` are those of the configuration, for when it is read
+/// again.
 ///
 /// # Errors
 /// Where it cannot start: an address is taken, or a destination is not usable.
-pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
+pub async fn run(config: Config, sources: Sources, plan: Plan, log: Log) -> anyhow::Result<Drained> {
     let (driver, refused) = probe::choose(config.io)?;
     if let Some(refused) = refused {
         warn!("{refused}. Sockets are read with epoll instead, at a higher cost in CPU");
@@ -66,9 +70,9 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     let admin_address = door.address()?;
 
     let labels: Vec<String> = listening.addresses.iter().map(ToString::to_string).collect();
-    let config = Arc::new(config);
     let metrics = Metrics::new(Instant::now(), plan.shards, labels.clone(), config.max_stream_labels);
     let destination = Arc::new(open_destination(&config, &metrics).await?);
+    let config = Arc::new(config);
     let shared = share(Arc::clone(&config), &plan, metrics, &destination)?;
     let (delivery, commands) = mpsc::channel(COMMANDS_WAITING);
     let spool = open_spool(&shared, driver, &plan)?;
@@ -78,24 +82,26 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
     }
     tokio::spawn(deliverer.run(commands));
     let lifecycle = Arc::new(Lifecycle::default());
+    let reloader = Arc::new(Reloader::new(sources, log, &shared, &delivery, &lifecycle));
     let admin = Arc::new(Admin::new(admin::Parts {
         shared: Arc::clone(&shared),
         destination,
         delivery: delivery.clone(),
         lifecycle: Arc::clone(&lifecycle),
+        reloader: Arc::clone(&reloader),
         plan: plan.clone(),
         driver: driver.label(),
     }));
     let copy = door.copy()?;
     let mut served = tokio::spawn(door.serve(admin::router(admin)));
 
-    let signals = Signals::catch()?;
+    let mut signals = Signals::catch()?;
     let Listening { by_shard, addresses, copies } = listening;
     let threads = start_shards(by_shard, driver, &plan, &shared)?;
     shared.orders.all_serving(plan.shards).await;
     lifecycle.ready();
     sockets.served(&addresses);
-    let offer = inheritance::offer(&shared.config, admin_address, Sockets::new(&addresses, copies, copy));
+    let offer = inheritance::offer(&config, admin_address, Sockets::new(&addresses, copies, copy));
     supervisor::ready();
     info!(
         "ready listen={} admin={admin_address} destination={} io={} shards={} linger={:?} memory={}MiB; \
@@ -108,10 +114,13 @@ pub async fn run(config: Config, plan: Plan) -> anyhow::Result<Drained> {
         plan.total >> 20,
         health::reachable(admin_address),
     );
-    let housekeeping = keep_house(&shared, &delivery, &lifecycle);
+    let mut housekeeping = keep_house(&shared, &delivery, &lifecycle);
+    if let Some(hang_up) = signals.hang_up.take_if(|_| reloader.has_file()) {
+        housekeeping.push(tokio::spawn(reloader.at_each(hang_up)));
+    }
 
     let mut end = TheEnd { signals, offer, taken: None, are_kept: sockets.are_kept };
-    end.wait(&shared.config, &lifecycle).await;
+    end.wait(&shared, &lifecycle).await;
     shared.orders.keep(addresses.iter().map(|address| end.is_kept(address)).collect());
     let files: Vec<_> = addresses.iter().filter(|address| end.owns_file(address)).collect();
     if end.taken.as_ref().is_some_and(|taken| taken.admin) {
@@ -156,7 +165,7 @@ async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<
 
 /// Starts the spool's thread where there is a spool. A disk that does not work is no reason not to start.
 fn open_spool(shared: &Shared, driver: DriverKind, plan: &Plan) -> io::Result<Option<Keeper>> {
-    let (config, metrics) = (&shared.config, &shared.metrics);
+    let (config, metrics) = (shared.config.load(), &shared.metrics);
     let Some(root) = config.spool.clone() else { return Ok(None) };
     let keep_sent = u64::try_from(config.spool_keep_sent.as_millis()).unwrap_or(u64::MAX);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -181,9 +190,10 @@ fn open_spool(shared: &Shared, driver: DriverKind, plan: &Plan) -> io::Result<Op
 
 /// Starts the thread of the dead letters where they are kept.
 fn open_dead_letters(shared: &Shared) -> io::Result<Option<DeadLetters>> {
-    let Some(root) = shared.config.dead_letter.clone() else { return Ok(None) };
+    let config = shared.config.load();
+    let Some(root) = config.dead_letter.clone() else { return Ok(None) };
     let bytes = Arc::clone(&shared.metrics.dead_letter_bytes);
-    let bytes_max = shared.config.dead_letter_limit;
+    let bytes_max = Arc::new(AtomicU64::new(config.dead_letter_limit));
     DeadLetters::start(dead_letter::Settings { root, bytes_max, instance: instance(), bytes }).map(Some)
 }
 
@@ -213,10 +223,11 @@ fn share(
         handoff: Arc::new(Handoff::default()),
         rejects: (0..plan.shards).map(|_| Rejects::new(config.rejected_samples)).collect(),
         orders: Orders::default(),
+        tails: Arc::default(),
         places: Places::new(plan.shards),
         connections_max: plan.connections_max,
         connections: AtomicUsize::new(0),
-        config,
+        config: ArcSwap::new(config),
         metrics,
         memory,
         returns,
@@ -227,13 +238,14 @@ fn share(
 #[doc(hidden)]
 pub fn parts(shared: &Shared, destination: &Arc<Destination>) -> Parts {
     Parts {
-        config: Arc::clone(&shared.config),
+        config: shared.config.load_full(),
         destination: Arc::clone(destination),
         memory: Arc::clone(&shared.memory),
         metrics: Arc::clone(&shared.metrics),
         handoff: Arc::clone(&shared.handoff),
         returns: Arc::clone(&shared.returns),
         registry: Arc::clone(&shared.registry),
+        tails: Arc::clone(&shared.tails),
     }
 }
 
@@ -268,12 +280,12 @@ fn keep_house(
     shared: &Arc<Shared>,
     delivery: &mpsc::Sender<Command>,
     lifecycle: &Arc<Lifecycle>,
-) -> [JoinHandle<()>; 4] {
-    [
+) -> Vec<JoinHandle<()>> {
+    vec![
         tokio::spawn(sweep_idle(Arc::clone(shared), delivery.clone())),
         tokio::spawn(weigh_shards(Arc::clone(shared))),
         tokio::spawn(supervisor::watch(Arc::clone(shared), delivery.clone())),
-        tokio::spawn(look_for_maintenance(Arc::clone(&shared.config), Arc::clone(lifecycle))),
+        tokio::spawn(look_for_maintenance(Arc::clone(shared), Arc::clone(lifecycle))),
     ]
 }
 
@@ -308,7 +320,8 @@ async fn weigh_shards(shared: Arc<Shared>) {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hang_up: Signal,
+    /// None where it has the configuration read again.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
@@ -316,7 +329,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
+            hang_up: Some(signal(SignalKind::hangup())?),
         })
     }
 }
@@ -332,18 +345,20 @@ struct TheEnd {
 }
 
 impl TheEnd {
-    /// Waits to be told. SIGTERM, SIGINT and SIGHUP (a terminal that was closed) tell, as do `POST /drain` and a relay
-    /// that takes over. Then `pre_drain_delay` passes, unless there is a second signal, or another relay that serves.
-    async fn wait(&mut self, config: &Config, lifecycle: &Lifecycle) {
+    /// Waits to be told. SIGTERM and SIGINT tell, as do `POST /drain` and a relay that takes over, and SIGHUP (a terminal
+    /// that was closed) where there is no file that could be read again. Then `pre_drain_delay` passes, unless there is
+    /// a second signal, or another relay that serves.
+    async fn wait(&mut self, shared: &Shared, lifecycle: &Lifecycle) {
         let Signals { terminate, interrupt, hang_up } = &mut self.signals;
         tokio::select! {
             _ = terminate.recv() => info!("SIGTERM: draining"),
             _ = interrupt.recv() => info!("SIGINT: draining"),
-            _ = hang_up.recv() => info!("SIGHUP: draining"),
+            () = hung_up(hang_up) => info!("SIGHUP, and there is no configuration file to read again: draining"),
             () = lifecycle.drain_asked() => info!("asked to drain"),
             taken = taken_over(&mut self.offer) => self.taken = Some(taken),
         }
         lifecycle.draining();
+        let config = shared.config.load_full();
         let delay = config.pre_drain_delay;
         if self.taken.is_none() {
             supervisor::stopping(delay + config.drain_deadline);
@@ -389,16 +404,26 @@ async fn taken_over(offer: &mut Option<Offer>) -> TakenOver {
     }
 }
 
+async fn hung_up(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
 /// Keeps the relay in maintenance as long as the file for that is there.
-async fn look_for_maintenance(config: Arc<Config>, lifecycle: Arc<Lifecycle>) {
-    let Some(file) = &config.maintenance_file else { return };
+async fn look_for_maintenance(shared: Arc<Shared>, lifecycle: Arc<Lifecycle>) {
     let mut interval = tokio::time::interval(MAINTENANCE_INTERVAL);
     loop {
         interval.tick().await;
-        let is_there = file.exists();
+        let config = shared.config.load_full();
+        let is_there = config.maintenance_file.as_ref().is_some_and(|file| file.exists());
         if lifecycle.set_maintenance_file(is_there) != is_there {
-            let (file, now) = (file.display(), if is_there { "there: maintenance" } else { "gone" });
-            info!("{file} is {now}");
+            let file = config
+                .maintenance_file
+                .as_ref()
+                .map_or("maintenance_file".into(), |file| file.to_string_lossy());
+            info!("{file} is {}", if is_there { "there: maintenance" } else { "gone" });
         }
     }
 }

@@ -2,7 +2,7 @@
 //! seals batches. No locks, no async; after start-up nothing is allocated, logged or timed per event.
 //!
 //! It meets delivery only in `queue`. [`run`] is the loop; `shard::intake` is what happens to bytes;
-//! `shard::reading` decides how much of each connection is read; `shard::answering` answers control frames and,
+//! `shard::reading` decides how much of each connection is read; `shard::adopting` takes over changed settings; `shard::answering` answers control frames and,
 //! with `shard::sync` and `shard::window`, says when what a connection sent is safe; `shard::leaving` closes
 //! connections without loss, and `shard::placing` says which shard gets a connection.
 
@@ -11,16 +11,19 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
+
 use crate::buffer::Shape;
 use crate::config::Config;
-use crate::linger::Wheel;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::net::listen::Listener;
 use crate::net::{Driver, DriverKind, Reaped};
 use crate::queue::{Handoff, Returns};
 use crate::stream::Registry;
+use crate::tail::Tails;
 
+mod adopting;
 mod answering;
 #[doc(hidden)]
 pub mod bare;
@@ -49,8 +52,8 @@ const LAST_ANSWERS: Duration = Duration::from_millis(200);
 /// What all shards share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The settings.
-    pub config: Arc<Config>,
+    /// The settings as they are now. Shards have a copy of their own, and take over another when they are told to.
+    pub config: ArcSwap<Config>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// The limit on memory.
@@ -67,6 +70,8 @@ pub struct Shared {
     pub rejects: Box<[Rejects]>,
     /// What the shards are to do.
     pub orders: Orders,
+    /// Who looks at events as they come.
+    pub tails: Arc<Tails>,
     /// Which shard gets a connection.
     pub places: Places,
     /// Connections accepted at most, over all shards.
@@ -89,6 +94,9 @@ pub struct Orders {
     kept: OnceLock<Box<[bool]>>,
     /// How often every shard has been asked to forget idle streams.
     sweeps: AtomicUsize,
+    /// How often the settings have changed, and how many shards have taken them over, all times together.
+    reloads: AtomicUsize,
+    adopted: Count,
     /// How often the roll was called, and how many answers there were to all calls.
     rolls: AtomicUsize,
     present: Count,
@@ -153,6 +161,13 @@ impl Orders {
     pub fn sweep(&self, returns: &[Returns]) {
         self.sweeps.fetch_add(1, Ordering::AcqRel);
         returns.iter().for_each(|shard| shard.bell.ring());
+    }
+
+    /// Resolves when every shard has taken over what [`Shared::config`] has become. Only one may wait at a time.
+    pub async fn reload(&self, returns: &[Returns]) {
+        let reloads = self.reloads.fetch_add(1, Ordering::AcqRel) + 1;
+        returns.iter().for_each(|shard| shard.bell.ring());
+        self.adopted.reaches(reloads * returns.len()).await;
     }
 
     /// Says which addresses another process goes on listening on, by their index. Only the first word counts.
@@ -222,6 +237,7 @@ struct Shard {
     intake: Intake,
     phase: Phase,
     sweeps: usize,
+    reloads: usize,
     rolls: usize,
     pause: Duration,
     is_quiet: bool,
@@ -230,13 +246,13 @@ struct Shard {
 
 impl Shard {
     fn new(index: usize, driver: Driver, shared: Arc<Shared>) -> Self {
-        let wheel = Wheel::new(shared.metrics.epoch, shared.config.linger);
-        let intake = Intake::new(index, wheel, shared);
+        let intake = Intake::new(index, shared);
         Self {
             driver,
             intake,
             phase: Phase::Serve,
             sweeps: 0,
+            reloads: 0,
             rolls: 0,
             pause: Duration::ZERO,
             is_quiet: false,
@@ -300,7 +316,12 @@ impl Shard {
             self.sweeps = sweeps;
             self.intake.sweep();
         }
-        // A call that came before the last was answered is answered as well, or the count would lag for ever.
+        // What came before the last was answered is answered as well, or the counts would lag for ever.
+        while self.reloads < self.intake.orders().reloads.load(Ordering::Acquire) {
+            self.reloads += 1;
+            self.intake.adopt();
+            self.intake.orders().adopted.one_more();
+        }
         while self.rolls < self.intake.orders().rolls.load(Ordering::Acquire) {
             self.rolls += 1;
             self.intake.orders().present.one_more();

@@ -267,6 +267,11 @@ struct Dir {
 }
 
 impl Spool {
+    /// Other bounds from now on, as in [`Limits`]. What is on disk beyond them stays, and nothing joins it meanwhile.
+    pub fn limit(&mut self, bytes_max: u64, free_floor: u64, keep_sent: u64) {
+        self.limits = Limits { bytes_max, free_floor, keep_sent, ..self.limits };
+    }
+
     /// An empty spool. `seed` must be random, since salts are drawn from it; a simulation gives its own.
     pub fn new(limits: Limits, seed: u64) -> Self {
         Self {

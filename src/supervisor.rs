@@ -14,7 +14,7 @@ use tracing::{error, warn};
 use crate::config::ListenAddress;
 use crate::delivery::Command;
 use crate::handover::Sockets;
-use crate::log::Rarely;
+use crate::rarely::Rarely;
 use crate::shard::Shared;
 
 /// The name of the admin server's socket (`FileDescriptorName=`); sockets of other names are for clients.
@@ -68,6 +68,14 @@ fn address_of(socket: &OwnedFd) -> io::Result<ListenAddress> {
 /// Connections are accepted. This process is the main one now, where it took over from another of the same unit.
 pub fn ready() {
     notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready], &mut Rarely::default());
+}
+
+/// The configuration is read again. [`ready`] says that this is over.
+pub fn reloading() {
+    let mut states = vec![NotifyState::Reloading];
+    // Type=notify-reload wants to know when; a clock that cannot be read is none of this process's worries.
+    states.extend(NotifyState::monotonic_usec_now());
+    notify(&states, &mut Rarely::default());
 }
 
 /// The end has begun, and may take so long, and a little more.

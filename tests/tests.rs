@@ -18,10 +18,12 @@ mod suite {
     mod logs;
     mod memory;
     mod relay_to_relay;
+    mod reload;
     mod rolling;
     mod seccomp;
     mod send;
     mod spool;
     mod stored;
     mod sync;
+    mod tail;
 }

@@ -63,6 +63,8 @@ pub(super) struct Facts<'a> {
     /// 0 where there is no spool.
     pub spool_limit: u64,
     pub spool_is_failing: bool,
+    /// Whether what was read of the configuration last is what holds.
+    pub is_config_current: bool,
     pub spool_damaged: u64,
     pub memory_used: u64,
     pub memory_limit: u64,
@@ -79,6 +81,7 @@ pub(super) fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
     lanes(facts, &mut all);
     losses(facts, &mut all);
     resources(facts, &mut all);
+    all.extend(configuration(facts.is_config_current));
     all.extend(imbalance(facts.busy_ratios));
     all.sort_by_key(|condition| condition.severity);
     all
@@ -258,6 +261,12 @@ fn spool(facts: &Facts<'_>) -> Option<Condition> {
     Some(say(severity, "spool_filling", sentence))
 }
 
+fn configuration(is_current: bool) -> Option<Condition> {
+    let sentence = "The configuration was to be read again and is wrong: what held before holds on. The log, and \
+                    the answer to POST /reload, say what is wrong.";
+    (!is_current).then(|| say(Severity::Warning, "reload_refused", sentence.to_owned()))
+}
+
 fn imbalance(busy: &[f64]) -> Option<Condition> {
     let (index, most) = busy.iter().copied().enumerate().max_by(|one, other| one.1.total_cmp(&other.1))?;
     let mean = busy.iter().sum::<f64>() / busy.len() as f64;
@@ -363,6 +372,7 @@ mod tests {
             spool_bytes: 0,
             spool_limit: 0,
             spool_is_failing: false,
+            is_config_current: true,
             spool_damaged: 0,
             memory_used: 0,
             memory_limit: 100 << 20,

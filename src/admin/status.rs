@@ -349,6 +349,7 @@ impl Look {
                 rates: &self.rates,
                 spool_bytes: spool.as_ref().map_or(0, |spool| spool.bytes),
                 spool_limit: spool.as_ref().map_or(0, |spool| spool.limit_bytes),
+                is_config_current: admin.shared.metrics.reloads.is_current.load(Relaxed),
                 spool_is_failing: spool.as_ref().is_some_and(|spool| spool.is_failing),
                 spool_damaged: spool.as_ref().map_or(0, |spool| spool.damaged_segments),
                 memory_used: admin.shared.memory.used(),

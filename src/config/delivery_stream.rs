@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::name;
 use super::setters::{read_endpoint_url, read_external_id, read_region, read_role_arn};
-use super::setting::{Group, Kind, Setting, Word};
+use super::setting::{Change, Group, Kind, Setting, Word, field};
 
 /// How calls to a delivery stream are made, and how fast they may be. What is `None` for an address or an identity is
 /// left to the AWS settings of the process.
@@ -134,6 +134,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         doc: "Where the relay has an endpoint_url, this table needs one too, or an empty one: endpoints belong to a \
               region.",
         default: "",
+        change: Change::Restart(field!(region)),
         kind: Kind::Text {
             name: "REGION",
             form: "a region such as \"eu-central-1\", or empty",
@@ -146,6 +147,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         help: "As the relay's role_arn, for this delivery stream",
         doc: "Empty: the identity of the process itself.",
         default: "",
+        change: Change::Restart(field!(role_arn)),
         kind: Kind::Text {
             name: "ARN",
             form: "a role such as \"arn:aws:iam::123456789012:role/standpipe\", or empty",
@@ -158,6 +160,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         help: "As the relay's external_id, for this delivery stream",
         doc: "",
         default: "",
+        change: Change::Restart(field!(external_id)),
         kind: Kind::Text {
             name: "ID",
             form: "2 to 1,224 of A-Z a-z 0-9 and + = , . @ : / - _, or nothing",
@@ -170,6 +173,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         help: "As the relay's endpoint_url, for this delivery stream",
         doc: "",
         default: "",
+        change: Change::Restart(field!(endpoint_url)),
         kind: Kind::Text {
             name: "URL",
             form: "a URL with http:// or https://, or empty",
@@ -182,6 +186,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         help: "As the relay's max_bytes_per_second, for this delivery stream",
         doc: "",
         default: "",
+        change: Change::Reload(field!(max_bytes_per_second)),
         kind: Kind::Size {
             from: BYTES_PER_SECOND.0,
             to: BYTES_PER_SECOND.1,
@@ -195,6 +200,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         help: "As the relay's max_records_per_second, for this delivery stream",
         doc: "",
         default: "",
+        change: Change::Reload(field!(max_records_per_second)),
         kind: Kind::Count {
             from: RECORDS_PER_SECOND.0,
             to: RECORDS_PER_SECOND.1,
@@ -208,6 +214,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         help: "As the relay's max_calls_per_second, for this delivery stream",
         doc: "",
         default: "",
+        change: Change::Reload(field!(max_calls_per_second)),
         kind: Kind::Count {
             from: CALLS_PER_SECOND.0,
             to: CALLS_PER_SECOND.1,

@@ -13,12 +13,13 @@ const LINE_CHARACTERS: usize = 100;
 const PREAMBLE: &str = "\
     Standpipe's configuration: every setting, with its default. To change one, take the # away from its \
     line. An environment variable has precedence over the file, a flag over both; a list has commas in a \
-    variable, and its flag is repeated.";
+    variable, and its flag is repeated. What is reloadable takes effect when the relay gets a SIGHUP or a POST \
+    /reload, everything else when it is started again.";
 
 const STREAMS_PROSE: &str = "\
     A table for each stream that differs from the rest. The part behind the dot is the stream's name, in \
     quotes where the name itself has a dot. Tables come last in the file, and can be written only here: \
-    they have no flags and no variables.";
+    they have no flags and no variables. All of this is reloadable, tables that come and go as well.";
 
 const DELIVERY_STREAMS_PROSE: &str = "\
     A table for each delivery stream that differs from the rest; only for the destination \"firehose\". The part \
@@ -72,7 +73,8 @@ pub(super) fn default_toml() -> String {
 fn one<T>(text: &mut String, setting: &Setting<T>) {
     text.push('\n');
     prose(text, &sentences(setting));
-    prose(text, &format!("Flag --{}, variable {}.", setting.flag(), setting.variable()));
+    let reloadable = if setting.is_reloadable() { ", reloadable" } else { "" };
+    prose(text, &format!("Flag --{}, variable {}{reloadable}.", setting.flag(), setting.variable()));
     line(text, &format!("#{} = {}", setting.key, setting.default));
 }
 

@@ -50,8 +50,32 @@ pub(crate) struct Setting<T: 'static> {
     pub doc: &'static str,
     /// The default as TOML; empty where it is another setting's value.
     pub default: &'static str,
+    pub change: Change<T>,
     pub kind: Kind<T>,
 }
+
+/// Copies one field from the second to the first; says whether they differed.
+pub(crate) type Take<T> = fn(&mut T, &T) -> bool;
+
+/// What it takes for a change of a setting to come about while the relay runs.
+pub(crate) enum Change<T> {
+    /// Reading the configuration again.
+    Reload(Take<T>),
+    /// A new process: something that is made at the start depends on it.
+    Restart(Take<T>),
+}
+
+/// The [`Take`] of a field.
+macro_rules! field {
+    ($($name:ident).+) => {
+        |to, from| {
+            let differs = to.$($name).+ != from.$($name).+;
+            to.$($name).+.clone_from(&from.$($name).+);
+            differs
+        }
+    };
+}
+pub(crate) use field;
 
 /// A number's stand-in: the word, and the number that `set` gets for it.
 pub(crate) type Word = Option<(&'static str, u64)>;
@@ -97,6 +121,11 @@ pub(crate) enum Kind<T> {
 }
 
 impl<T> Setting<T> {
+    /// Whether a reload is enough to change it.
+    pub(super) fn is_reloadable(&self) -> bool {
+        matches!(self.change, Change::Reload(_))
+    }
+
     /// The name of the flag, without its dashes.
     pub(crate) fn flag(&self) -> String {
         self.key.replace('_', "-")

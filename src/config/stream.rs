@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::choices::{OnFull, Packing, PackingMode};
 use super::name;
 use super::setters::each;
-use super::setting::{Group, Kind, Setting};
+use super::setting::{Change, Group, Kind, Setting, field};
 use super::table::{MAX_AGE_LIMIT, RECORD_BYTES_LIMIT, UNLIMITED, some};
 use super::{Config, StreamConfig};
 
@@ -48,6 +48,7 @@ pub(crate) static STREAM_SETTINGS: &[Setting<StreamOptions>] = &[
         doc: "Their quotas add up. {stream} stands for the stream's name, as in delivery_stream, which says where the \
               stream goes without this. Only for the destination \"firehose\"; others take no notice.",
         default: "",
+        change: Change::Reload(field!(delivery_streams)),
         kind: Kind::List {
             name: "NAMES",
             form: "names of A-Z a-z 0-9 _ . -, such as [\"clicks-1\", \"clicks-2\"]",
@@ -60,6 +61,7 @@ pub(crate) static STREAM_SETTINGS: &[Setting<StreamOptions>] = &[
         help: "As the relay's packing, for this stream",
         doc: "",
         default: "",
+        change: Change::Reload(field!(mode)),
         kind: Kind::Choice {
             names: &PackingMode::NAMES,
             set: |stream, index| stream.mode = Some(PackingMode::ALL[index]),
@@ -71,6 +73,7 @@ pub(crate) static STREAM_SETTINGS: &[Setting<StreamOptions>] = &[
         help: "As the relay's max_record_events, for this stream",
         doc: "",
         default: "",
+        change: Change::Reload(field!(record_events_max)),
         kind: Kind::Count {
             from: 1,
             to: UNLIMITED - 1,
@@ -84,6 +87,7 @@ pub(crate) static STREAM_SETTINGS: &[Setting<StreamOptions>] = &[
         help: "As the relay's max_record_bytes, for this stream",
         doc: "",
         default: "",
+        change: Change::Reload(field!(record_bytes_max)),
         kind: Kind::Size {
             from: 1,
             to: RECORD_BYTES_LIMIT,
@@ -97,6 +101,7 @@ pub(crate) static STREAM_SETTINGS: &[Setting<StreamOptions>] = &[
         help: "As the relay's on_full, for this stream",
         doc: "",
         default: "",
+        change: Change::Reload(field!(on_full)),
         kind: Kind::Choice {
             names: &OnFull::NAMES,
             set: |stream, index| stream.on_full = Some(OnFull::ALL[index]),
@@ -108,6 +113,7 @@ pub(crate) static STREAM_SETTINGS: &[Setting<StreamOptions>] = &[
         help: "As the relay's max_age, for this stream",
         doc: "",
         default: "",
+        change: Change::Reload(field!(max_age)),
         kind: Kind::Duration {
             from: Duration::ZERO,
             to: MAX_AGE_LIMIT,

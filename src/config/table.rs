@@ -11,7 +11,7 @@ use super::name;
 use super::setters::{
     read_endpoint_url, read_external_id, read_region, read_role_arn, set_handover, set_listen, set_log,
 };
-use super::setting::{Group, Kind, Setting};
+use super::setting::{Change, Group, Kind, Setting, field};
 
 /// A number of events that stands for no limit.
 pub(super) const UNLIMITED: u64 = u32::MAX as u64;
@@ -42,6 +42,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Without --takeover no other process may listen on the address: a second relay by accident must \
               not take half the traffic.",
         default: r#"["127.0.0.1:15555"]"#,
+        change: Change::Restart(field!(listen)),
         kind: Kind::List {
             name: "ADDR",
             form: "IP:PORT, such as \"0.0.0.0:15555\" or \"[::]:15555\", or \"unix:PATH\"",
@@ -54,6 +55,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Address of the admin HTTP server",
         doc: "It serves metrics, health and status, and has no password: who reaches it can drain the relay.",
         default: r#""127.0.0.1:9155""#,
+        change: Change::Restart(field!(admin)),
         kind: Kind::Text {
             name: "ADDR",
             form: "IP:PORT, such as \"127.0.0.1:9155\" or \"[::1]:9155\"",
@@ -72,6 +74,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Further ones are closed at once and counted. Open files and memory may bound it lower (`standpipe check` \
               says to how many).",
         default: "20_000",
+        change: Change::Restart(field!(max_connections)),
         kind: Kind::Count { from: 1, to: 1_000_000, word: None, set: |c, n| c.max_connections = n as usize },
     },
     Setting {
@@ -81,6 +84,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "\"delivered\": once the destination has accepted what it covers. \"stored\": also once that is \
               synced to the spool, for hosts whose disk outlives the process.",
         default: r#""delivered""#,
+        change: Change::Restart(field!(sync_at)),
         kind: Kind::Choice {
             names: &SyncAt::NAMES,
             set: |config, index| config.sync_at = SyncAt::ALL[index],
@@ -93,6 +97,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "It is given up after as long again. Below the idle time-out of what stands between: 350s for a Network \
               Load Balancer. \"0s\" leaves it to the system, which asks nobody.",
         default: r#""60s""#,
+        change: Change::Restart(field!(tcp_keepalive)),
         kind: Kind::Duration {
             from: ms(0),
             to: Duration::from_secs(9 * 3600),
@@ -107,6 +112,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
               connection is closed between two frames, with every answer written; a sender that never pauses, never \
               syncs and does not see that it was told stays. \"0s\": as old as it likes.",
         default: r#""0s""#,
+        change: Change::Reload(field!(max_connection_age)),
         kind: Kind::Duration {
             from: ms(0),
             to: Duration::from_secs(365 * 24 * 3600),
@@ -120,6 +126,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "The last ones, with the address of who sent them and the first 128 bytes, whatever these are. \
               0 keeps none.",
         default: "16",
+        change: Change::Reload(field!(rejected_samples)),
         kind: Kind::Count {
             from: 0,
             to: 100,
@@ -134,6 +141,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "It hands over its listening sockets, so that no connection is refused, and drains. Where none hands \
               over, this one listens on the same addresses beside whoever does.",
         default: "false",
+        change: Change::Restart(field!(takeover)),
         kind: Kind::Switch { set: |config, on| config.takeover = on },
     },
     Setting {
@@ -143,6 +151,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Both must have the same. \"auto\" is the admin address. Only a process of the same user, in the same \
               network namespace, can take over. Empty: none can.",
         default: r#""auto""#,
+        change: Change::Restart(field!(handover)),
         kind: Kind::Text {
             name: "NAME",
             form: "\"auto\", a name of at most 64 characters, or empty",
@@ -157,6 +166,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
               Amazon Data Firehose. \"relay:HOST:PORT\" is another relay, or a fleet of them behind one name, \
               which is synced with. \"null\" accepts and forgets, for measuring.",
         default: r#""directory:./standpipe-data""#,
+        change: Change::Restart(field!(destination)),
         kind: Kind::Text {
             name: "DESTINATION",
             form: "\"directory:PATH\", \"firehose\", \"relay:HOST:PORT\" or \"null\"",
@@ -170,6 +180,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "For VPC endpoints, emulators and tests. Empty: as the AWS settings say (AWS_ENDPOINT_URL and \
               the profile), else the region's own.",
         default: r#""""#,
+        change: Change::Restart(field!(delivery_stream_defaults.endpoint_url)),
         kind: Kind::Text {
             name: "URL",
             form: "a URL with http:// or https://, or empty",
@@ -184,6 +195,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "AWS region",
         doc: "Empty: as the AWS settings say (AWS_REGION, the profile, the instance's metadata).",
         default: r#""""#,
+        change: Change::Restart(field!(delivery_stream_defaults.region)),
         kind: Kind::Text {
             name: "REGION",
             form: "a region such as \"eu-central-1\", or empty",
@@ -199,6 +211,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "For delivery streams of another account: the role is that account's, and its trust policy lets the \
               identity of this process assume it. Empty: that identity delivers itself.",
         default: r#""""#,
+        change: Change::Restart(field!(delivery_stream_defaults.role_arn)),
         kind: Kind::Text {
             name: "ARN",
             form: "a role such as \"arn:aws:iam::123456789012:role/standpipe\", or empty",
@@ -213,6 +226,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "External id with which roles are assumed",
         doc: "What a role's trust policy asks for as sts:ExternalId. Empty: none.",
         default: r#""""#,
+        change: Change::Restart(field!(delivery_stream_defaults.external_id)),
         kind: Kind::Text {
             name: "ID",
             form: "2 to 1,224 of A-Z a-z 0-9 and + = , . @ : / - _, or nothing",
@@ -228,6 +242,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "{stream}, at most once, stands for the stream's name; without it all streams go to one \
               delivery stream. Only for the destination \"firehose\".",
         default: r#""{stream}""#,
+        change: Change::Reload(field!(delivery_stream)),
         kind: Kind::Text {
             name: "TEMPLATE",
             form: "a name of A-Z a-z 0-9 _ . -, such as \"prod-{stream}\"",
@@ -240,6 +255,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Longest that an event waits for others before it is sent",
         doc: "Longer means fuller records and fewer calls, and a later delivery.",
         default: r#""1s""#,
+        change: Change::Reload(field!(linger)),
         kind: Kind::Duration {
             from: ms(10),
             to: Duration::from_secs(900),
@@ -253,6 +269,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Its line feed does not count. A longer frame is skipped and counted as rejected. The most that \
               fits into one record of Firehose is the default.",
         default: "1_023_999",
+        change: Change::Restart(field!(frame_bytes_max)),
         kind: Kind::Size {
             from: 1,
             to: RECORD_BYTES_LIMIT - 1,
@@ -266,6 +283,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Accept only streams that have a [streams.NAME] table",
         doc: "Frames of other streams are counted as rejected.",
         default: "false",
+        change: Change::Reload(field!(only_configured_streams)),
         kind: Kind::Switch { set: |config, on| config.only_configured_streams = on },
     },
     Setting {
@@ -276,6 +294,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
               letter where dead_letter is set. A batch goes when the youngest event in it is so old. 0s: events are \
               never too old.",
         default: r#""0s""#,
+        change: Change::Reload(field!(max_age)),
         kind: Kind::Duration { from: ms(0), to: MAX_AGE_LIMIT, set: |config, d| config.max_age = some(d) },
     },
     Setting {
@@ -285,6 +304,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Frames of further streams are counted as rejected. A stream that is idle and empty for an hour \
               gives its place up.",
         default: "20_000",
+        change: Change::Reload(field!(max_streams)),
         kind: Kind::Count { from: 1, to: 1_000_000, word: None, set: |c, n| c.max_streams = n as usize },
     },
     Setting {
@@ -293,6 +313,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Most streams with a metrics label of their own",
         doc: "Configured streams come first; the rest are counted under \"_other\".",
         default: "1_000",
+        change: Change::Restart(field!(max_stream_labels)),
         kind: Kind::Count {
             from: 1,
             to: 1_000_000,
@@ -307,6 +328,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Firehose bills every record rounded up to 5 KiB: \"full\" is the cheap one. \"single\" is for \
               consumers that take a record for an event.",
         default: r#""full""#,
+        change: Change::Reload(field!(packing.mode)),
         kind: Kind::Choice {
             names: &PackingMode::NAMES,
             set: |config, index| config.packing.mode = PackingMode::ALL[index],
@@ -318,6 +340,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Most events in a record",
         doc: "500 is the most where Firehose de-aggregates records for dynamic partitioning.",
         default: r#""unlimited""#,
+        change: Change::Reload(field!(packing.record_events_max)),
         kind: Kind::Count {
             from: 1,
             to: UNLIMITED - 1,
@@ -332,6 +355,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Every event counts with its line feed. An event that is longer travels alone in its record, \
               which is then larger than this, but never larger than Firehose's limit of 1,024,000 bytes.",
         default: "1_024_000",
+        change: Change::Reload(field!(packing.record_bytes_max)),
         kind: Kind::Size {
             from: 1,
             to: RECORD_BYTES_LIMIT,
@@ -346,6 +370,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "\"auto\" is a quarter of the smaller of the host's memory and the cgroup's limit. `standpipe \
               check` prints what it is spent on.",
         default: r#""auto""#,
+        change: Change::Restart(field!(memory)),
         kind: Kind::Size {
             from: 8 << 20,
             to: 16 << 40,
@@ -360,6 +385,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "\"wait\" pauses a connection that brings more, and no other. \"drop\" drops what comes and \
               counts it.",
         default: r#""wait""#,
+        change: Change::Reload(field!(on_full)),
         kind: Kind::Choice {
             names: &OnFull::NAMES,
             set: |config, index| config.on_full = OnFull::ALL[index],
@@ -372,6 +398,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Each is pinned to a CPU of its own. \"auto\" is one less than the CPUs that the process may \
               use, and at least one.",
         default: r#""auto""#,
+        change: Change::Restart(field!(shards)),
         kind: Kind::Count {
             from: 1,
             to: 256,
@@ -386,6 +413,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "\"auto\" takes io_uring, and epoll, with a warning that says why, where the system refuses it. \
               \"uring\" does not start where it is refused.",
         default: r#""auto""#,
+        change: Change::Restart(field!(io)),
         kind: Kind::Choice { names: &IoChoice::NAMES, set: |config, index| config.io = IoChoice::ALL[index] },
     },
     Setting {
@@ -395,6 +423,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Every process has a directory of its own in it, and takes over those that others left. Empty: \
               there is no spool, and what is in memory when the relay is killed is lost.",
         default: r#""""#,
+        change: Change::Restart(field!(spool)),
         kind: Kind::Text {
             name: "DIR",
             form: "the path of a directory, or empty",
@@ -412,6 +441,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
               share. \"always\" writes every event, before and beside its delivery, so that a kill loses only \
               what was received within the last linger.",
         default: r#""overflow""#,
+        change: Change::Restart(field!(spool_mode)),
         kind: Kind::Choice {
             names: &SpoolMode::NAMES,
             set: |config, index| config.spool_mode = SpoolMode::ALL[index],
@@ -424,6 +454,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Once they are reached nothing more is written, and on_full decides what happens at a stream's \
               share of memory.",
         default: r#""10GiB""#,
+        change: Change::Reload(field!(spool_limit)),
         kind: Kind::Size { from: 1 << 20, to: 1 << 50, word: None, set: |c, bytes| c.spool_limit = bytes },
     },
     Setting {
@@ -432,6 +463,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Bytes to leave free on the spool's file system",
         doc: "The spool stops growing before others run out of disk.",
         default: r#""1GiB""#,
+        change: Change::Reload(field!(spool_free_floor)),
         kind: Kind::Size { from: 0, to: 1 << 50, word: None, set: |c, bytes| c.spool_free_floor = bytes },
     },
     Setting {
@@ -440,6 +472,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "How long to keep a spool file once everything in it is delivered",
         doc: "Kept files count towards spool_limit, and give way before it is reached.",
         default: r#""0s""#,
+        change: Change::Reload(field!(spool_keep_sent)),
         kind: Kind::Duration {
             from: ms(0),
             to: Duration::from_secs(30 * 24 * 3600),
@@ -453,6 +486,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Those that the destination refuses for what they are, and those older than max_age. `standpipe send \
               --dead-letter DIR` sends them again. Several relays may share it. Empty: they are dropped and counted.",
         default: r#""""#,
+        change: Change::Restart(field!(dead_letter)),
         kind: Kind::Text {
             name: "DIR",
             form: "the path of a directory, or empty",
@@ -468,6 +502,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Most bytes of dead letters",
         doc: "Once they are reached, what can never be delivered is dropped, until files are removed.",
         default: r#""1GiB""#,
+        change: Change::Reload(field!(dead_letter_limit)),
         kind: Kind::Size {
             from: 1 << 20,
             to: 1 << 50,
@@ -481,6 +516,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Most calls in flight in all",
         doc: "A call is up to 4 MiB before base64.",
         default: "64",
+        change: Change::Reload(field!(max_calls)),
         kind: Kind::Count { from: 1, to: 10_000, word: None, set: |config, n| config.max_calls = n as usize },
     },
     Setting {
@@ -490,6 +526,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "\"grouped\" hashes bodies that are ready together side by side where the processor has SHA \
               extensions or AVX-512, at about half the cost. \"standard\" hashes every body by itself.",
         default: r#""grouped""#,
+        change: Change::Restart(field!(body_hash)),
         kind: Kind::Choice {
             names: &BodyHash::NAMES,
             set: |config, index| config.body_hash = BodyHash::ALL[index],
@@ -501,6 +538,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Most calls in flight to one delivery stream",
         doc: "Never more than max_calls, whatever stands here. A delivery stream that fails has one.",
         default: "8",
+        change: Change::Reload(field!(max_lane_calls)),
         kind: Kind::Count {
             from: 1,
             to: 10_000,
@@ -515,6 +553,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Of records, before base64: what its quota counts. Several relays share the quota: give each its part. \
               \"auto\" has no ceiling; the rate is learned from throttling.",
         default: r#""auto""#,
+        change: Change::Reload(field!(delivery_stream_defaults.max_bytes_per_second)),
         kind: Kind::Size {
             from: BYTES_PER_SECOND.0,
             to: BYTES_PER_SECOND.1,
@@ -528,6 +567,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Most records a second to one delivery stream",
         doc: "As max_bytes_per_second, for records.",
         default: r#""auto""#,
+        change: Change::Reload(field!(delivery_stream_defaults.max_records_per_second)),
         kind: Kind::Count {
             from: RECORDS_PER_SECOND.0,
             to: RECORDS_PER_SECOND.1,
@@ -541,6 +581,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Most calls a second to one delivery stream",
         doc: "As max_bytes_per_second, for calls.",
         default: r#""auto""#,
+        change: Change::Reload(field!(delivery_stream_defaults.max_calls_per_second)),
         kind: Kind::Count {
             from: CALLS_PER_SECOND.0,
             to: CALLS_PER_SECOND.1,
@@ -555,6 +596,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Connecting is a part of it. What became of a call that is cut off is unknown: it is sent again \
               and may be a duplicate. Another relay may take longer to deliver, but has to answer a ping in this time.",
         default: r#""30s""#,
+        change: Change::Restart(field!(call_timeout)),
         kind: Kind::Duration { from: ms(100), to: HOUR, set: |config, d| config.call_timeout = d },
     },
     Setting {
@@ -563,6 +605,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Longest that connecting may take",
         doc: "Never more than call_timeout, whatever stands here.",
         default: r#""3s""#,
+        change: Change::Restart(field!(connect_timeout)),
         kind: Kind::Duration { from: ms(10), to: HOUR, set: |config, d| config.connect_timeout = d },
     },
     Setting {
@@ -572,6 +615,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Each further one doubles it, up to retry_max; the wait is random below the bound. There is no \
               limit to the number of retries.",
         default: r#""100ms""#,
+        change: Change::Reload(field!(retry_base)),
         kind: Kind::Duration { from: ms(1), to: HOUR, set: |config, d| config.retry_base = d },
     },
     Setting {
@@ -580,6 +624,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "Upper bound of the wait before any retry",
         doc: "",
         default: r#""30s""#,
+        change: Change::Reload(field!(retry_max)),
         kind: Kind::Duration { from: ms(1), to: HOUR, set: |config, d| config.retry_max = d },
     },
     Setting {
@@ -588,6 +633,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "How often a parked delivery stream is tried",
         doc: "A delivery stream is parked when it does not exist, or refuses its calls for what they are.",
         default: r#""30s""#,
+        change: Change::Reload(field!(park_probe)),
         kind: Kind::Duration { from: ms(10), to: HOUR, set: |config, d| config.park_probe = d },
     },
     Setting {
@@ -597,6 +643,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "As POST /maintenance does: /readyz says 503, and events are accepted and delivered as before. It is \
               looked for once a second. Empty: there is none.",
         default: r#""""#,
+        change: Change::Reload(field!(maintenance_file)),
         kind: Kind::Text {
             name: "FILE",
             form: "the path of a file, or empty",
@@ -613,6 +660,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "For load balancers that need a while to notice. /readyz says 503 from its beginning on. It comes before \
               drain_deadline, and a second signal cuts it short.",
         default: r#""0s""#,
+        change: Change::Reload(field!(pre_drain_delay)),
         kind: Kind::Duration { from: ms(0), to: HOUR, set: |config, d| config.pre_drain_delay = d },
     },
     Setting {
@@ -622,6 +670,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Whoever stops the relay must wait longer than pre_drain_delay and this together before killing \
               it (Kubernetes waits 30 s by default, systemd 90 s).",
         default: r#""25s""#,
+        change: Change::Reload(field!(drain_deadline)),
         kind: Kind::Duration { from: ms(100), to: HOUR, set: |config, d| config.drain_deadline = d },
     },
     Setting {
@@ -631,6 +680,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "So that their senders do not come to the other relays all at once. Where 3/10 of drain_deadline are too \
               short for all of them, they leave faster.",
         default: "1_000",
+        change: Change::Reload(field!(drain_close_rate)),
         kind: Kind::Count {
             from: 1,
             to: 1_000_000,
@@ -645,6 +695,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "Levels are error, warn, info, debug, trace and off; parts are written as \
               \"info,standpipe::shard=debug\".",
         default: r#""info""#,
+        change: Change::Reload(field!(log)),
         kind: Kind::Text {
             name: "FILTER",
             form: "a level, such as \"info\", and part=level, with commas",

@@ -284,6 +284,56 @@ fn a_stream_takes_the_relays_values_where_it_has_none() {
 }
 
 #[test]
+fn a_reload_changes_what_its_row_says_and_names_the_rest() {
+    let old = load(TABLES, &[], &[]).expect("a good file");
+    for (setting, (key, value)) in SETTINGS.iter().zip(OTHER_VALUES) {
+        // `sync_at` wants a spool, which is then named as well, and tables of delivery streams take the relay's values.
+        let tables = "delivery_streams";
+        let spool = if key == "sync_at" { "spool = \"x\"\n" } else { "" };
+        let new = load(&format!("{spool}{key} = {value}{TABLES}"), &[], &[]).expect(key);
+        let (merged, changes) = old.reloaded(new.clone());
+        if setting.is_reloadable() {
+            assert_eq!((&merged, changes.made[0], &changes.kept[..]), (&new, key, &[][..]));
+            assert!(changes.made[1..].iter().all(|other| *other == tables), "{key}: {changes}");
+        } else {
+            assert_eq!((&merged, &changes.made[..]), (&old, &[][..]), "{key}");
+            let is_expected = |kept: &&str| [key, "spool", tables].contains(kept);
+            assert!(changes.kept.contains(&key) && changes.kept.iter().all(is_expected), "{key}: {changes}");
+            assert!(changes.to_string().contains(&format!("\n{key}: takes effect after a restart")));
+        }
+    }
+    assert_eq!(old.reloaded(old.clone()), (old, Changes::default()));
+}
+
+#[test]
+fn a_reload_changes_the_rates_of_delivery_streams_and_not_the_way_to_them() {
+    let of =
+        |table: &str| load(&format!("[streams.a]\n[delivery_streams.a]\n{table}"), &[], &[]).expect(table);
+    let old = of("region = \"eu-west-1\"");
+    let (merged, changes) = old.reloaded(of("region = \"eu-west-1\"\nmax_calls_per_second = 5"));
+    assert_eq!(merged.delivery_stream_settings("a").max_calls_per_second, Some(5));
+    assert_eq!((&changes.made[..], &changes.kept[..]), (&["delivery_streams"][..], &[][..]));
+    let (merged, changes) = old.reloaded(of("region = \"eu-west-2\""));
+    assert_eq!(merged.delivery_stream_settings("a").region.as_deref(), Some("eu-west-1"));
+    assert_eq!((&changes.made[..], &changes.kept[..]), (&[][..], &["delivery_streams"][..]));
+}
+
+#[test]
+fn a_reload_says_which_streams_came_went_and_changed() {
+    let stream = |name: &str, settings: &str| format!("[streams.{name}]\n{settings}\n");
+    let old = [stream("same", ""), stream("other", ""), stream("gone", "")].concat();
+    let new = [stream("same", ""), stream("other", "on_full = \"drop\""), stream("new", "")].concat();
+    let (old, new) = (load(&old, &[], &[]).expect("good"), load(&new, &[], &[]).expect("good"));
+    let (merged, changes) = old.reloaded(new.clone());
+    assert_eq!(merged, new);
+    assert_eq!(changes.to_string(), "changed: [streams.gone], [streams.new], [streams.other]");
+    let many: String = (0..9).map(|number| stream(&number.to_string(), "")).collect();
+    let (_, changes) = Config::default().reloaded(load(&many, &[], &[]).expect("good"));
+    assert_eq!(changes.to_string(), "changed: 9 streams");
+    assert_eq!(Changes::default().to_string(), "nothing is different");
+}
+
+#[test]
 fn a_value_can_be_taken_back_to_what_the_machine_says() {
     let file = "shards = 3\nmemory = 67108864\nregion = \"eu-west-1\"\nendpoint_url = \"https://x\"";
     let config = load(file, &[], &[]).expect("a good file");

@@ -3,11 +3,13 @@
 //! that the task takes.
 
 use std::cmp::Reverse;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
 
 use super::{Delivery, Ended, Parts, Started, View, spill};
+use crate::config::Config;
 use crate::dead_letter::DeadLetters;
 use crate::destination::{Call, Encoding, Outcome};
 use crate::spool::keeper::Keeper;
@@ -58,6 +60,11 @@ impl Bare {
     /// When something is due although nothing has come: a lane's wait is over, or lines have waited for others.
     pub fn next_due(&self) -> Option<Instant> {
         self.0.timers.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Goes by these settings from now on.
+    pub fn reload(&mut self, config: Arc<Config>, now: Instant) {
+        self.0.reload(config, now);
     }
 
     /// Cuts every wait short; what is given resolves once nothing is left to deliver.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::pace::{Answered, Ceilings, Pace};
 use super::retry::Backoff;
+use crate::config::Config;
 
 /// Of what a call had accepted, so much counts for how well the lane is doing: the last dozen calls or so.
 const SUCCESS_WEIGHT: f64 = 0.125;
@@ -12,7 +13,7 @@ const SUCCESS_WEIGHT: f64 = 0.125;
 const SUCCESS_MIN: f64 = 0.05;
 
 /// Settings that all lanes share.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneLimits {
     /// Calls in flight at most.
     pub calls_max: usize,
@@ -24,6 +25,16 @@ pub struct LaneLimits {
 
 /// No lane has less of a stream than this, relative to the best of the stream's lanes.
 const WEIGHT_MIN: f64 = 0.001;
+impl LaneLimits {
+    /// Those of a configuration.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            calls_max: config.max_lane_calls,
+            backoff: Backoff { base: config.retry_base, max: config.retry_max },
+            park_probe: config.park_probe,
+        }
+    }
+}
 
 /// What a call meant for its lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +95,11 @@ impl Lane {
     /// A lane of which nothing is known but its ceilings.
     pub fn new(ceilings: Ceilings) -> Self {
         Self { pace: Pace::new(ceilings), ..Self::default() }
+    }
+
+    /// Keeps to these ceilings from now on; says whether they are others than before.
+    pub fn set_ceilings(&mut self, ceilings: Ceilings) -> bool {
+        self.pace.set_ceilings(ceilings)
     }
 
     /// Whether and when the next call may start, which is taken to be wanted.
@@ -171,6 +187,12 @@ impl Lane {
         is_sooner.then(|| *self.resume_at.insert(soon))
     }
 
+    /// The limits are others now: a wait ends when it would under these. When, if that is sooner.
+    pub fn shorten(&mut self, now: Instant, limits: &LaneLimits, fraction: f64) -> Option<Instant> {
+        let soon = now + self.wait(limits, fraction);
+        self.resume_at.is_some_and(|at| at > soon).then(|| *self.resume_at.insert(soon))
+    }
+
     /// Whether the last calls failed.
     pub fn is_failing(&self) -> bool {
         self.parked || self.streak > 0
@@ -207,9 +229,12 @@ impl Lane {
         self.streak = self.streak.saturating_add(1);
         self.is_unreached = false;
         self.failed_at = Some(now);
-        // A parked lane keeps its slow pace until something is accepted.
-        let wait = limits.backoff.delay(self.streak, fraction);
-        self.resume_at = Some(now + if self.parked { limits.park_probe } else { wait });
+        self.resume_at = Some(now + self.wait(limits, fraction));
+    }
+
+    /// How long it waits after a failure. A parked lane keeps its slow pace until something is accepted.
+    fn wait(&self, limits: &LaneLimits, fraction: f64) -> Duration {
+        if self.parked { limits.park_probe } else { limits.backoff.delay(self.streak, fraction) }
     }
 }
 
@@ -303,6 +328,31 @@ mod tests {
         start(&mut lane, t0);
         finish(&mut lane, Verdict::Progress, t0, t0);
         assert_eq!(lane.state(), LaneState::Active);
+    }
+
+    #[test]
+    fn a_wait_is_no_longer_than_it_would_be_under_limits_that_have_changed() {
+        let t0 = Instant::now();
+        let at = |millis| t0 + Duration::from_millis(millis);
+        let mut parked = Lane::default();
+        start(&mut parked, t0);
+        finish(&mut parked, Verdict::Parked, t0, t0);
+        let mut failing = Lane::default();
+        start(&mut failing, t0);
+        finish(&mut failing, Verdict::Failed, t0, t0);
+        let faster = LaneLimits {
+            backoff: Backoff { base: Duration::from_millis(10), max: Duration::from_millis(10) },
+            park_probe: Duration::from_millis(50),
+            ..LIMITS
+        };
+        assert_eq!(parked.shorten(at(1), &faster, 1.0), Some(at(51)));
+        assert_eq!(failing.shorten(at(1), &faster, 1.0), Some(at(11)));
+        assert_eq!(
+            failing.shorten(at(1), &LIMITS, 1.0),
+            None,
+            "a longer wait counts from the next failure on"
+        );
+        assert_eq!(Lane::default().shorten(at(1), &faster, 1.0), None);
     }
 
     #[test]

@@ -3,10 +3,12 @@
 //! also is found what has grown too old to be delivered.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::piece::Piece;
 use super::{Delivery, Timer};
+use crate::config::Config;
 use crate::dead_letter::{Answer, Bundle, DeadLetters, QUEUED_BYTES_MAX};
 use crate::destination::Encoding;
 use crate::failpoint::{self, Flaw};
@@ -48,6 +50,11 @@ impl Letters {
 
     fn is_stuck(&self, now: Instant) -> bool {
         !self.waiting.is_empty() && now.saturating_duration_since(self.answered_at) > STUCK_AFTER
+    }
+
+    /// Goes by other settings from now on.
+    pub(super) fn reload(&self, config: &Config) {
+        self.dead.bytes_max.store(config.dead_letter_limit, Relaxed);
     }
 
     /// Whether nothing is on its way.
@@ -151,7 +158,7 @@ impl Delivery {
     /// Gives up what has grown too old, and goes on watching while a stream may have some.
     pub(super) fn expire_all(&mut self, now: Instant) {
         self.watches_age = false;
-        let has_age = self.streams.values().filter(|queue| queue.stream.max_age.is_some());
+        let has_age = self.streams.values().filter(|queue| queue.stream.settings.load().max_age.is_some());
         let streams: Vec<u64> = has_age.map(|queue| queue.stream.id).collect();
         for id in streams {
             self.watch_age(now);
@@ -164,7 +171,8 @@ impl Delivery {
     /// room yet.
     pub(super) fn expire(&mut self, id: u64, now: Instant) -> bool {
         let Some(queue) = self.streams.get(&id) else { return false };
-        let Some(limit) = queue.stream.max_age.and_then(|age| now.checked_sub(age)) else { return false };
+        let max_age = queue.stream.settings.load().max_age;
+        let Some(limit) = max_age.and_then(|age| now.checked_sub(age)) else { return false };
         loop {
             let waits =
                 self.letters.as_ref().is_some_and(|letters| !letters.has_room() && !letters.is_stuck(now));

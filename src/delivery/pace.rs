@@ -166,9 +166,9 @@ impl Pace {
         Self { ceilings, ..Self::default() }
     }
 
-    /// Sets other ceilings; what was learned stays.
-    pub fn set_ceilings(&mut self, ceilings: Ceilings) {
-        self.ceilings = ceilings;
+    /// Sets other ceilings; what was learned stays. Says whether they are others than before.
+    pub fn set_ceilings(&mut self, ceilings: Ceilings) -> bool {
+        std::mem::replace(&mut self.ceilings, ceilings) != ceilings
     }
 
     /// Raw bytes a second, where there is a limit to them.

@@ -434,7 +434,7 @@ pub fn pack(
 fn pack_records(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memory>) -> Option<Piece> {
     let stream = Arc::clone(&loose.front()?.ticket.stream);
     let (oldest, turn) = (loose.front()?.oldest(), loose.front()?.turn);
-    let mut encoder = Encoder::new(stream.packing, CALL_BYTES_MAX);
+    let mut encoder = Encoder::new(stream.settings.load().packing, CALL_BYTES_MAX);
     encoder
         .reserve(encode::body_bytes_max(loose.iter().map(Loose::bytes).sum::<usize>().min(CALL_BYTES_MAX)));
     let mut parts = Vec::new();

@@ -100,6 +100,12 @@ pub struct LaneLink {
 
 /// How much a lane that had no calls for long may have of a stream before the stream's other lanes have their turn.
 const CATCH_UP_BYTES: f64 = 16.0 * CALL_BYTES_MAX as f64;
+impl LaneLink {
+    /// A place at a lane from which nothing was taken yet.
+    pub fn new(lane: usize) -> Self {
+        Self { lane, is_waiting: false, served: 0, sent: 0.0 }
+    }
+}
 
 /// What one stream has sealed and not delivered, calls in flight apart.
 #[derive(Debug)]

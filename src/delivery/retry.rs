@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 /// Bounds of the wait.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// The longest wait after the first failure.
     pub base: Duration,

@@ -16,7 +16,7 @@ use super::piece::Piece;
 use super::queues::Item;
 use super::{Delivery, Parts};
 use crate::batch::{Fate, SPOOL, Settled, Ticket};
-use crate::config::SpoolMode;
+use crate::config::{Config, SpoolMode};
 use crate::memory::{Account, Charge};
 use crate::metrics::{Ages, Place, SpoolGauges};
 use crate::queue::Returns;
@@ -135,6 +135,17 @@ impl Spill {
             has_room: false,
             leaving: None,
         }
+    }
+
+    /// Goes by other settings from now on.
+    pub(super) fn reload(&mut self, config: &Config) {
+        // What was gathered before is on disk still.
+        self.apart_max = self.apart_max.max(config.linger + write::APART_MAX);
+        self.command(Command::Limit {
+            bytes_max: config.spool_limit,
+            free_floor: config.spool_free_floor,
+            keep_sent: config.spool_keep_sent,
+        });
     }
 
     /// Whether nothing waits on disk, or is on its way there or back.

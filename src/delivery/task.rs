@@ -58,6 +58,10 @@ impl Delivery {
             Command::Drain(done) => self.drain(done, now),
             Command::Spool(cut_at, done) => self.leave(cut_at, done),
             Command::Sweep => self.sweep(now),
+            Command::Reload(config, done) => {
+                self.reload(config, now);
+                let _ = done.send(());
+            }
         }
         ControlFlow::Continue(())
     }

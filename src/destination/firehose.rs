@@ -46,7 +46,7 @@ use self::hasher::Hasher;
 use self::target::{Maker, Target, Targets};
 use super::{Call, Outcome, RecordOutcome, Refusal};
 use crate::config::{DeliveryStreamSettings, DeliveryStreams};
-use crate::log::Rarely;
+use crate::rarely::Rarely;
 
 /// A connection that has been idle for longer is closed by us. Short, because a request that meets the service's
 /// own closing of an idle connection has an unknown outcome.

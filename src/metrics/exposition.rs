@@ -258,7 +258,11 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
     let mut build = gauge("standpipe_build_info", "Which build this is.");
     let commit = env!("BUILD_COMMIT");
     add(&mut build, &[("version", env!("CARGO_PKG_VERSION")), ("commit", commit)], 1.0);
-    let spool = |figure: &std::sync::atomic::AtomicU64| figure.load(Relaxed) as f64;
+    let figure = |figure: &std::sync::atomic::AtomicU64| figure.load(Relaxed) as f64;
+    let mut reloads =
+        counter("standpipe_config_reloads_total", "Times that the configuration was read again, by result.");
+    add(&mut reloads, &[("result", "done")], figure(&metrics.reloads.done));
+    add(&mut reloads, &[("result", "refused")], figure(&metrics.reloads.refused));
     vec![
         memory,
         one(gauge("standpipe_memory_limit_bytes", "The memory limit of the plan."), live.memory_limit as f64),
@@ -269,31 +273,31 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
             ),
             live.memory_events_limit as f64,
         ),
-        one(gauge("standpipe_spool_bytes", "Bytes of the spool's files."), spool(&metrics.spool.bytes)),
+        one(gauge("standpipe_spool_bytes", "Bytes of the spool's files."), figure(&metrics.spool.bytes)),
         one(
             gauge("standpipe_spool_limit_bytes", "The limit of the spool; 0 where there is none."),
-            spool(&metrics.spool.limit),
+            figure(&metrics.spool.limit),
         ),
         one(
             gauge(
                 "standpipe_spool_failing",
                 "1 while the spool's disk refuses what is written, and events stay in memory.",
             ),
-            spool(&metrics.spool.failing),
+            figure(&metrics.spool.failing),
         ),
         one(
             counter(
                 "standpipe_spool_damaged_segments_total",
                 "Segments of the spool in which something could not be read, and which were put aside.",
             ),
-            spool(&metrics.spool.damaged_segments),
+            figure(&metrics.spool.damaged_segments),
         ),
         one(
             gauge(
                 "standpipe_dead_letter_bytes",
                 "Bytes of the files of dead letters; 0 where there are none.",
             ),
-            spool(&metrics.dead_letter_bytes),
+            figure(&metrics.dead_letter_bytes),
         ),
         histogram(
             "standpipe_call_duration_seconds",
@@ -311,6 +315,21 @@ fn process_families(metrics: &Metrics, live: &Live) -> Vec<MetricFamily> {
             &metrics.fsync_duration,
         ),
         expiry,
+        reloads,
+        one(
+            gauge(
+                "standpipe_config_last_reload_successful",
+                "1 while the configuration that was read last, at start or later, is the one that holds.",
+            ),
+            f64::from(u8::from(metrics.reloads.is_current.load(Relaxed))),
+        ),
+        one(
+            gauge(
+                "standpipe_config_last_reload_success_timestamp_seconds",
+                "When the configuration that holds was read, in seconds since 1970.",
+            ),
+            figure(&metrics.reloads.current_since),
+        ),
         stage,
         driver,
         build,

@@ -49,7 +49,7 @@ impl Intake {
         let control = control.strip_suffix(b"\r").unwrap_or(control);
         let answer = match control {
             b"ping" => b"!pong\n".to_vec(),
-            b"hello" => match self.shared().config.sync_at {
+            b"hello" => match self.config.sync_at {
                 SyncAt::Delivered => b"!hello sync_at=delivered\n".to_vec(),
                 SyncAt::Stored => b"!hello sync_at=stored\n".to_vec(),
             },
@@ -127,7 +127,7 @@ impl Intake {
         while let Some(returned) = self.returns().pop() {
             match returned {
                 Returned::Settled(Settled { id, lost }) => self.settled(id.sequence, lost),
-                Returned::Stored(id) if self.shared().config.sync_at == SyncAt::Stored => {
+                Returned::Stored(id) if self.config.sync_at == SyncAt::Stored => {
                     self.settled(id.sequence, 0);
                 }
                 Returned::Stored(_) => (),

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
+
 use super::intake::{Intake, Peer};
 use super::placing::Places;
 use super::rejects::Rejects;
-use super::{Orders, Shared, Wheel};
+use super::{Orders, Shared};
 use crate::buffer::Shape;
 use crate::config::Config;
 use crate::destination::Encoding;
@@ -45,11 +47,12 @@ pub fn shared_with(config: Config, encoding: Encoding, memory: Arc<Memory>, epoc
         handoff: Arc::new(Handoff::default()),
         rejects: (0..shards).map(|_| Rejects::new(config.rejected_samples)).collect(),
         orders: Orders::default(),
+        tails: Arc::default(),
         places: Places::new(shards),
         connections_max: config.max_connections,
         connections: AtomicUsize::new(0),
         returns: returns.expect("an event descriptor"),
-        config,
+        config: ArcSwap::new(config),
         metrics,
         memory,
     })
@@ -68,8 +71,7 @@ impl Bare {
 
     /// The shard with this number, whose connections were opened at `now`.
     pub fn at(shared: Arc<Shared>, index: usize, connections: Key, now: Instant) -> Self {
-        let wheel = Wheel::new(shared.metrics.epoch, shared.config.linger);
-        let mut intake = Intake::new(index, wheel, shared);
+        let mut intake = Intake::new(index, shared);
         intake.woke(now);
         (0..connections).for_each(|key| {
             intake.shared().places.enter(index);
@@ -89,6 +91,11 @@ impl Bare {
         self.0.woke(now);
         self.0.caught_up = now;
         self.0.turn();
+    }
+
+    /// Takes over what the configuration has become.
+    pub fn adopt(&mut self) {
+        self.0.adopt();
     }
 
     /// Seals whatever is open.

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::batch::BatchId;
 use crate::buffer::{Append, Buffer};
-use crate::config::OnFull;
+use crate::config::{Config, OnFull};
 use crate::connection::{Connection, Cut, Taken, Taker};
 use crate::failpoint::{self, Point};
 use crate::frame::{self, Frame, Reject, STREAM_NAME_BYTES_MAX};
 use crate::linger::Wheel;
-use crate::log::Rarely;
 use crate::metrics::{Drop, Place, ShardCounters};
 use crate::net::{Driver, End, Handler, Key, Reading};
 use crate::queue::Returns;
+use crate::rarely::Rarely;
 
 use super::leaving;
 use super::placing::Arrival;
@@ -99,14 +99,16 @@ pub(super) enum Action {
 #[derive(Debug)]
 pub(super) struct Intake {
     shared: Arc<Shared>,
+    /// The settings that this shard goes by.
+    pub(super) config: Arc<Config>,
     shard: usize,
     now: Instant,
     /// What had come before this was read.
     pub(super) caught_up: Instant,
     pub(super) peers: Vec<Option<Peer>>,
     peers_open: usize,
-    streams: Roster,
-    wheel: Wheel,
+    pub(super) streams: Roster,
+    pub(super) wheel: Wheel,
     /// The batches that are not safe, and who waits for them.
     pub(super) window: Window,
     /// Events of batches of this shard that were lost.
@@ -129,7 +131,7 @@ pub(super) struct Intake {
     /// Time is over: what finds no room now is dropped.
     pub(super) closing: bool,
     /// How many rejected frames may be kept now.
-    allowance: Allowance,
+    pub(super) allowance: Allowance,
     /// The start of the line that was last found too long.
     too_long: Vec<u8>,
     pub(super) logged: Logged,
@@ -149,14 +151,17 @@ pub(super) struct Logged {
 }
 
 impl Intake {
-    pub(super) fn new(shard: usize, wheel: Wheel, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shard: usize, shared: Arc<Shared>) -> Self {
         let now = Instant::now();
+        let config = shared.config.load_full();
         Self {
-            look_at: leaving::next_look_at_ages(&shared.config, now),
-            ages_at: leaving::next_look_at_ages(&shared.config, now),
+            look_at: leaving::next_look_at_ages(&config, now),
+            ages_at: leaving::next_look_at_ages(&config, now),
             leaving: Vec::new(),
             is_draining: false,
-            allowance: Allowance::new(shared.config.rejected_samples),
+            allowance: Allowance::new(config.rejected_samples),
+            wheel: Wheel::new(shared.metrics.epoch, config.linger),
+            config,
             shared,
             shard,
             now,
@@ -164,7 +169,6 @@ impl Intake {
             peers: Vec::new(),
             peers_open: 0,
             streams: Roster::default(),
-            wheel,
             window: Window::default(),
             lost_in_all: 0,
             answered_only: 0,
@@ -290,7 +294,7 @@ impl Intake {
         streams.forget(|place, local| {
             local.buffer.is_empty()
                 && window.is_clear(place)
-                && now.saturating_duration_since(local.used_at) > IDLE_STREAM
+                && (!local.is_listed() || now.saturating_duration_since(local.used_at) > IDLE_STREAM)
         });
     }
 
@@ -356,7 +360,8 @@ impl Intake {
 
     fn has_room(&self, stream: u32, bytes: usize) -> bool {
         let Some(local) = self.streams.get(stream) else { return true };
-        let may_drop = local.stream.parked.load(Relaxed);
+        let may_drop =
+            local.stream.parked.load(Relaxed) || local.stream.settings.load().on_full == OnFull::Drop;
         may_drop || self.shared.memory.has_room(&local.stream.account, bytes as u64)
     }
 
@@ -429,7 +434,7 @@ impl Intake {
     #[cold]
     fn full(&mut self, index: u32, bytes: usize, peer: &mut Peer) -> Taken {
         let local = self.streams.get(index).expect("a known name has a stream");
-        let reason = match local.stream.on_full {
+        let reason = match local.stream.settings.load().on_full {
             _ if local.stream.parked.load(Relaxed) => Drop::Parked,
             // The connection is being closed with this event already read: it cannot wait any more.
             _ if self.closing => Drop::DrainDeadline,
@@ -458,7 +463,7 @@ impl Intake {
         Taken::Yes
     }
 
-    fn seal(&mut self, index: u32) {
+    pub(super) fn seal(&mut self, index: u32) {
         let Some(local) = self.streams.get_mut(index) else { return };
         let id = BatchId { shard: self.shard as u16, sequence: local.batch };
         let Some(batch) = local.buffer.seal(id, self.now) else { return };
@@ -530,7 +535,7 @@ impl Taker for Offer<'_> {
     #[inline]
     fn look(&mut self, cut: &Cut<'_>) -> Seen {
         let Cut::Line(line) = cut else { return Seen::Reject(Reject::TooLong) };
-        let (name, payload) = match frame::parse(line, self.intake.shared.config.frame_bytes_max) {
+        let (name, payload) = match frame::parse(line, self.intake.config.frame_bytes_max) {
             Ok(Frame::Event { stream, payload }) => (stream, payload),
             Ok(Frame::Control(_)) => return Seen::Control,
             Err(reason) => return Seen::Reject(reason),
@@ -621,7 +626,7 @@ impl Handler for Intake {
         self.shared.metrics.connections[listener][self.shard].add(1);
         self.peers_open += 1;
         // A line is a name, a space, a payload and its LF.
-        let line_bytes_max = STREAM_NAME_BYTES_MAX + 1 + self.shared.config.frame_bytes_max + 1;
+        let line_bytes_max = STREAM_NAME_BYTES_MAX + 1 + self.config.frame_bytes_max + 1;
         self.peers[index] = Some(Peer {
             connection: Connection::new(line_bytes_max),
             listener,

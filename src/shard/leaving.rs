@@ -6,6 +6,7 @@
 //! bytes unread would reset it. One that syncs without a pause leaves behind a sync: what comes after that one is not
 //! taken, which its sender can tell, since it is never answered.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::intake::{Action, Block, Intake, Peer};
@@ -50,13 +51,13 @@ impl Intake {
         if self.is_draining {
             return Some(self.now());
         }
-        let age = self.shared().config.max_connection_age?;
+        let age = self.config.max_connection_age?;
         Some(self.now() + age.mul_f64(1.0 - AGE_JITTER * fastrand::f64()))
     }
 
     /// The drain begins: every connection gets the moment at which it is told.
     pub(super) fn begin_drain(&mut self) {
-        let config = &self.shared().config;
+        let config = Arc::clone(&self.config);
         // Every shard takes all connections for the count, since all of them leave at the same time.
         let connections = self.shared().connections.load(std::sync::atomic::Ordering::Relaxed);
         let spread = spread(connections, config.drain_close_rate, config.drain_deadline);
@@ -75,7 +76,7 @@ impl Intake {
             return;
         }
         if self.is_draining || self.ages_at.is_some_and(|at| at <= now) {
-            self.ages_at = next_look_at_ages(&self.shared().config, now);
+            self.ages_at = next_look_at_ages(&self.config, now);
             self.tell_who_is_due();
         }
         let mut leaving = std::mem::take(&mut self.leaving);

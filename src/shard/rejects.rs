@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -43,24 +44,34 @@ impl Sample {
 /// The last frames that one shard did not take, by reason.
 #[derive(Debug)]
 pub struct Rejects {
-    kept_max: usize,
+    kept_max: AtomicUsize,
     by_reason: Mutex<[VecDeque<Sample>; Reject::ALL.len()]>,
 }
 
 impl Rejects {
     /// Keeps at most `kept_max` frames a reason; with 0, none.
     pub fn new(kept_max: usize) -> Self {
-        Self { kept_max, by_reason: Mutex::default() }
+        Self { kept_max: AtomicUsize::new(kept_max), by_reason: Mutex::default() }
+    }
+
+    /// Keeps at most so many of each reason from now on.
+    pub fn keep_at_most(&self, kept_max: usize) {
+        self.kept_max.store(kept_max, Relaxed);
+        let mut by_reason = self.by_reason.lock().unwrap_or_else(PoisonError::into_inner);
+        for kept in by_reason.iter_mut() {
+            kept.drain(..kept.len().saturating_sub(kept_max));
+        }
     }
 
     /// Keeps a frame in place of the oldest of its reason.
     pub fn keep(&self, reason: Reject, sample: Sample) {
-        if self.kept_max == 0 {
+        let kept_max = self.kept_max.load(Relaxed);
+        if kept_max == 0 {
             return;
         }
         let mut by_reason = self.by_reason.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = &mut by_reason[reason as usize];
-        if kept.len() >= self.kept_max {
+        if kept.len() >= kept_max {
             kept.pop_front();
         }
         kept.push_back(sample);
@@ -74,7 +85,7 @@ impl Rejects {
             all.extend(by_reason[reason as usize].iter().cloned());
         }
         all.sort_by_key(|sample| std::cmp::Reverse(sample.at));
-        all.truncate(shards.first().map_or(0, |shard| shard.kept_max));
+        all.truncate(shards.first().map_or(0, |shard| shard.kept_max.load(Relaxed)));
         all
     }
 }

@@ -44,8 +44,20 @@ impl Name {
         Self { length: u8::try_from(name.len()).expect("a name has at most 64 octets"), octets }
     }
 
+    /// That of no frame.
+    fn none() -> Self {
+        Self { length: 0, octets: [0; STREAM_NAME_BYTES_MAX] }
+    }
+
     fn is(&self, name: &[u8]) -> bool {
         self.octets[..usize::from(self.length)] == *name
+    }
+}
+
+impl Local {
+    /// Whether it is found by its name.
+    pub(super) fn is_listed(&self) -> bool {
+        self.name.length > 0
     }
 }
 
@@ -110,13 +122,24 @@ impl Roster {
         0..u32::try_from(self.locals.len()).expect("max_streams is far below 2^32")
     }
 
+    /// Has the stream at a place found by its name no longer, so that the registry decides anew on the frames that come
+    /// for it. It keeps its place until it is forgotten, since what was sealed of it may be asked for still.
+    pub(super) fn unlist(&mut self, place: u32) {
+        let Some(local) = self.locals[place as usize].as_mut().filter(|local| local.is_listed()) else {
+            return;
+        };
+        local.name = Name::none();
+        let hash = self.hasher.hash_one(local.stream.name.as_bytes());
+        let entry = self.places.find_entry(hash, |found| *found == place);
+        entry.expect("a listed stream is in the table").remove();
+    }
+
     /// Forgets the streams that `is_idle` picks.
     pub(super) fn forget(&mut self, is_idle: impl Fn(u32, &Local) -> bool) {
         for place in self.places() {
-            if let Some(local) = self.locals[place as usize].take_if(|local| is_idle(place, local)) {
-                let hash = self.hasher.hash_one(local.stream.name.as_bytes());
-                let entry = self.places.find_entry(hash, |found| *found == place);
-                entry.expect("a stream with a place is in the table").remove();
+            if self.get(place).is_some_and(|local| is_idle(place, local)) {
+                self.unlist(place);
+                self.locals[place as usize] = None;
                 self.free.push(place);
             }
         }

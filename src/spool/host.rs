@@ -19,7 +19,7 @@ use tracing::warn;
 
 use super::executor::Handle;
 use super::{File, Kind, Listed, OWN};
-use crate::log::Rarely;
+use crate::rarely::Rarely;
 
 /// Where damaged segments go.
 const QUARANTINE: &str = "quarantine";

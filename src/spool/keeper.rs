@@ -16,8 +16,8 @@ use super::executor::perform;
 use super::host::{Host, Taken};
 pub use super::lines::Part;
 use super::{Event, Limits, Lines, NewBatch, Notice, OWN, OpId, OpResult, Spool};
-use crate::log::Rarely;
 use crate::metrics::{Histogram, SpoolGauges};
+use crate::rarely::Rarely;
 
 /// How often directories of other processes are looked for.
 const ADOPT_EVERY: Duration = Duration::from_secs(3);
@@ -71,6 +71,15 @@ pub enum Command {
     Release(u64, bool),
     /// A batch is settled.
     Done(u64),
+    /// These are the bounds from now on; segments are as large as before.
+    Limit {
+        /// Bytes of all files, adopted ones too.
+        bytes_max: u64,
+        /// Bytes that are left free on the file system.
+        free_floor: u64,
+        /// How long a segment is kept once everything in it is delivered.
+        keep_sent: Duration,
+    },
     /// Bring everything to disk, note the orderly end, give up all locks, and say when that is done.
     Stop(oneshot::Sender<()>),
 }
@@ -212,6 +221,9 @@ impl Work {
     }
 
     fn take(&mut self, command: Command) {
+        if let Command::Limit { bytes_max, .. } = command {
+            self.gauges.limit.store(bytes_max, Relaxed);
+        }
         let (now, millis) = (Instant::now(), self.now());
         self.stopping = obey(&mut self.spool, command, now, millis).or(self.stopping.take());
     }
@@ -336,6 +348,9 @@ pub fn obey(spool: &mut Spool, command: Command, now: Instant, millis: u64) -> O
         Command::Fetch(stream) => drop(spool.fetch(&stream)),
         Command::Release(id, is_unknown) => spool.release(id, is_unknown),
         Command::Done(id) => spool.done(id, millis),
+        Command::Limit { bytes_max, free_floor, keep_sent } => {
+            spool.limit(bytes_max, free_floor, as_millis(keep_sent));
+        }
         Command::Stop(done) => {
             spool.stop();
             return Some(done);

@@ -1,10 +1,11 @@
 //! The destination of the simulated relay: it takes calls, keeps them for a while, and ends each in one of the ways
 //! in which Firehose, or another relay, may. What it accepts goes into the ledger.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use standpipe::config::Config;
 use standpipe::delivery::bare::Flight;
 use standpipe::destination::{Call, Encoding, Outcome, RecordOutcome, Refusal};
 
@@ -37,6 +38,8 @@ pub enum Mood {
 struct Open {
     flight: Flight,
     call: Call,
+    /// The streams that could come when it started.
+    streams: BTreeSet<String>,
     mood: Mood,
     ends_at: Instant,
     /// Whether its lane was failing when it started.
@@ -47,6 +50,8 @@ struct Open {
 pub struct Endpoint {
     encoding: Encoding,
     moods: BTreeMap<&'static str, Mood>,
+    /// The streams that may come to each delivery stream now.
+    mapped: BTreeMap<String, BTreeSet<String>>,
     calls: Vec<Open>,
     /// Whether anything ever fails here.
     has_faults: bool,
@@ -59,7 +64,30 @@ impl Endpoint {
     pub fn new(encoding: Encoding, has_faults: bool) -> Self {
         let lanes = STREAMS.iter().flat_map(|(_, lanes)| lanes.iter());
         let moods = lanes.map(|lane| (*lane, Mood::Works)).collect();
-        Self { encoding, moods, calls: Vec::new(), has_faults, takes_poison: false, largest: 0 }
+        Self {
+            encoding,
+            moods,
+            mapped: BTreeMap::new(),
+            calls: Vec::new(),
+            has_faults,
+            takes_poison: false,
+            largest: 0,
+        }
+    }
+
+    /// From now on streams may come as they are mapped here, and no longer as before.
+    pub fn map(&mut self, config: &Config) {
+        self.mapped.clear();
+        self.map_too(config);
+    }
+
+    /// From now on streams may come as they are mapped here, too.
+    pub fn map_too(&mut self, config: &Config) {
+        for (name, stream) in &config.streams {
+            for lane in &stream.delivery_streams {
+                self.mapped.entry(lane.clone()).or_default().insert(name.clone());
+            }
+        }
     }
 
     /// One delivery stream changes its behaviour.
@@ -111,7 +139,8 @@ impl Endpoint {
             if mood == Mood::Loses && self.encoding == Encoding::Records { Mood::Partly } else { mood };
         let millis = [1, 5, 30, 400][rng.usize(..4)];
         let takes = if mood == Mood::Stalls { TIME_OUT } else { Duration::from_millis(rng.u64(..=millis)) };
-        self.calls.push(Open { flight, call, mood, ends_at: now + takes, was_failing });
+        let streams = self.mapped.get(&*call.delivery_stream).cloned().unwrap_or_default();
+        self.calls.push(Open { flight, call, streams, mood, ends_at: now + takes, was_failing });
     }
 
     /// Calls in flight that started while their lane was failing.
@@ -140,7 +169,7 @@ impl Endpoint {
         let due: Vec<usize> =
             self.calls.iter().enumerate().filter(|(_, open)| open.ends_at <= now).map(|(at, _)| at).collect();
         let open = self.calls.swap_remove(rng.choice(due)?);
-        let records = self.tokens(&open.call, ledger);
+        let records = self.tokens(&open, ledger);
         let (outcome, known) = self.answer(open.mood, &records, ledger, rng);
         Some((open.flight, outcome, known))
     }
@@ -149,7 +178,7 @@ impl Endpoint {
     pub fn cut(&mut self, ledger: &mut Ledger, rng: &mut Rng) -> Vec<Flight> {
         let calls = std::mem::take(&mut self.calls);
         let cut = |open: Open| {
-            let records = self.tokens(&open.call, ledger);
+            let records = self.tokens(&open, ledger);
             break_off(&records, ledger, rng);
             open.flight
         };
@@ -196,7 +225,7 @@ impl Endpoint {
     }
 
     /// The events of each record.
-    fn tokens(&self, call: &Call, ledger: &Ledger) -> Vec<Vec<u64>> {
+    fn tokens(&self, Open { call, streams, .. }: &Open, ledger: &Ledger) -> Vec<Vec<u64>> {
         let records = match self.encoding {
             Encoding::Lines => vec![call.body.to_vec()],
             Encoding::Records => {
@@ -209,12 +238,8 @@ impl Endpoint {
         };
         assert_eq!(records.len(), call.records, "the body has as many records as its call says");
         let is_mapped = |token: &u64| {
-            let (name, lanes) = STREAMS[ledger.get(*token).stream];
-            assert!(
-                lanes.contains(&&*call.delivery_stream),
-                "{name} is delivered to {}",
-                call.delivery_stream
-            );
+            let (name, _) = STREAMS[ledger.get(*token).stream];
+            assert!(streams.contains(name), "{name} is delivered to {}", call.delivery_stream);
         };
         let events = |record: &Vec<u8>| -> Vec<u64> {
             let lines = record.split_inclusive(|octet| *octet == b'\n');

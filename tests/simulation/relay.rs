@@ -94,8 +94,10 @@ impl World {
         disk.skips_syncs = plan.skips_syncs;
         let now = Instant::now();
         let process = Process::start(&setting, &mut disk, (now, EPOCH_MILLIS), &mut rng);
+        let mut endpoint = Endpoint::new(setting.encoding, plan.has_outcomes);
+        endpoint.map(&setting.config);
         Self {
-            endpoint: Endpoint::new(setting.encoding, plan.has_outcomes),
+            endpoint,
             rng,
             plan,
             setting,
@@ -134,6 +136,7 @@ impl World {
             980..985 if self.plan.has_crashes => self.crash(self.setting.spool.is_none()),
             985..990 if self.plan.has_crashes => self.crash(true),
             990..994 => self.restart(),
+            994..998 => self.reload(),
             _ => (),
         }
         self.run(false);

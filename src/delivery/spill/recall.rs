@@ -216,7 +216,7 @@ impl Delivery {
                 return false;
             }
             // Whether the first has grown too old is seen only in memory.
-            if is_first && stream.max_age.is_some() {
+            if is_first && stream.settings.load().max_age.is_some() {
                 return true;
             }
             let Some(queue) = streams.get(&stream.id) else { return true };

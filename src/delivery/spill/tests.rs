@@ -50,6 +50,7 @@ impl Rig {
             handoff: Arc::default(),
             returns: Arc::new([Returns::new().unwrap()]),
             registry,
+            tails: Arc::default(),
         };
         let (to_spool, commands) = mpsc::unbounded_channel();
         let (_events, from_spool) = mpsc::unbounded_channel();

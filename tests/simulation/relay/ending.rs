@@ -18,6 +18,23 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(120);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
 
 impl World {
+    /// The configuration is read again and is another: streams move to other lanes, are packed otherwise, or lose their
+    /// table. Shards and delivery hear of it one after the other, as in a process.
+    pub(super) fn reload(&mut self) {
+        self.tally.reloads += 1;
+        self.setting.change(&mut self.rng);
+        let config = Arc::new(self.setting.config.clone());
+        self.endpoint.map_too(&config);
+        self.process.shared.config.store(Arc::clone(&config));
+        self.process.shared.registry.reload(Arc::clone(&config));
+        for index in 0..self.process.shards.len() {
+            self.process.shards[index].adopt();
+            self.run(false);
+        }
+        self.endpoint.map(&config);
+        self.process.delivery.reload(config, self.now);
+    }
+
     /// The process is killed; with it goes power, or not.
     pub(super) fn crash(&mut self, power: bool) {
         self.tally.crashes += 1;

@@ -1,5 +1,6 @@
 //! The settings that a history draws: what is the same for every process of it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -55,13 +56,37 @@ impl Setting {
         // One in eight is large enough for batches that are encoded on their shard.
         let stream_max =
             if rng.u32(..8) == 0 { 512 << 10 } else { [24 << 10, 48 << 10, 128 << 10][rng.usize(..3)] };
-        Self {
+        let mut setting = Self {
             config,
             encoding: if rng.u32(..3) == 0 { Encoding::Lines } else { Encoding::Records },
             limit: stream_max * rng.u64(2..=6),
             stream_max,
             spool: has_spool.then(|| draw_limits(rng)),
             keeps_letters: rng.u32(..3) > 0,
+        };
+        if let Some(spool) = &setting.spool {
+            // A reload tells the spool what the configuration says.
+            let config = &mut setting.config;
+            (config.spool_limit, config.spool_free_floor) = (spool.bytes_max, spool.free_floor);
+            config.spool_keep_sent = Duration::from_millis(spool.keep_sent);
+        }
+        setting
+    }
+
+    /// Draws anew what a reload may change and a history can do without.
+    pub fn change(&mut self, rng: &mut Rng) {
+        let lanes: Vec<&str> = STREAMS.iter().flat_map(|(_, lanes)| lanes.iter().copied()).collect();
+        self.config.linger = Duration::from_millis([256, 512, 1024][rng.usize(..3)]);
+        self.config.retry_max = Duration::from_secs(rng.u64(1..=5));
+        self.config.park_probe = Duration::from_secs(rng.u64(1..=5));
+        for stream in self.config.streams.values_mut() {
+            let count = rng.usize(1..=3);
+            let mapped = rng.choose_multiple(lanes.iter(), count);
+            // One lane has two streams, and stands there twice.
+            let mapped: BTreeSet<&str> = mapped.into_iter().copied().collect();
+            stream.delivery_streams = mapped.into_iter().map(str::to_owned).collect();
+            stream.packing = draw_packing(rng);
+            stream.on_full = if rng.bool() { OnFull::Wait } else { OnFull::Drop };
         }
     }
 

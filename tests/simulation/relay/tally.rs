@@ -27,6 +27,7 @@ pub struct Tally {
     pub probes: u64,
     pub crashes: u64,
     pub restarts: u64,
+    pub reloads: u64,
     /// How far memory was ever over its limit, in bytes, and how long the end ever took.
     pub over_run: u64,
     pub drained_millis: u64,
@@ -34,7 +35,7 @@ pub struct Tally {
 
 impl Tally {
     /// What some of many histories must have come to.
-    pub fn reached(&self) -> [u64; 13] {
+    pub fn reached(&self) -> [u64; 14] {
         [
             self.repeats,
             self.dropped,
@@ -49,6 +50,7 @@ impl Tally {
             self.probes,
             self.crashes,
             self.restarts,
+            self.reloads,
         ]
     }
 }
@@ -72,6 +74,7 @@ impl std::ops::AddAssign for Tally {
         self.probes += other.probes;
         self.crashes += other.crashes;
         self.restarts += other.restarts;
+        self.reloads += other.reloads;
         self.over_run = self.over_run.max(other.over_run);
         self.drained_millis = self.drained_millis.max(other.drained_millis);
     }

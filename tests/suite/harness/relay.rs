@@ -91,6 +91,11 @@ impl Relay {
         request(self.admin, "GET", path, "").unwrap()
     }
 
+    /// A get with a header of its own.
+    pub fn get_with(&self, path: &str, header: &str) -> Answer {
+        request_with(self.admin, "GET", path, header, "").unwrap()
+    }
+
     pub fn post(&self, path: &str, body: &str) -> Answer {
         request(self.admin, "POST", path, body).unwrap()
     }
