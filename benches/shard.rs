@@ -170,7 +170,7 @@ fn receive<H: FnMut(&[u8])>(seat: Seat, shared: &Shared, mut counter: Counter<H>
     let mut driver = Driver::new(seat.driver, seat.listeners, returns, 0, seat.receive_bytes)?;
     let mut pause = Duration::ZERO;
     while shared.orders.phase() != Phase::Stop {
-        let Reaped { reads, bytes } = driver.wait(Some(PATIENCE), pause, &mut counter)?;
+        let Reaped { reads, bytes, .. } = driver.wait(Some(PATIENCE), pause, &mut counter)?;
         let is_small = reads > 0 && bytes / reads < SMALL_READ_MEAN_BYTES;
         pause = if is_small { GATHER_PAUSE } else { Duration::ZERO };
         counter.closing.drain(..).for_each(|key| driver.close(key));

@@ -223,7 +223,7 @@ mod tests {
     fn picked(body: &Body, events: u64, most: usize) -> Vec<String> {
         let mut picked = Vec::new();
         pick(body, events, most, &mut |event| {
-            picked.push(String::from_utf8_lossy(&shorten(event)).into_owned())
+            picked.push(String::from_utf8_lossy(&shorten(event)).into_owned());
         });
         picked
     }

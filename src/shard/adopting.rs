@@ -4,6 +4,7 @@
 use super::intake::Intake;
 use super::leaving;
 use super::rejects::Allowance;
+use super::roster::Local;
 use crate::linger::Wheel;
 
 impl Intake {
@@ -43,7 +44,7 @@ impl Intake {
 
     /// Streams that are taken no more are sealed, so that what is held of them is delivered, and found no more.
     fn turn_away(&mut self) {
-        let listed = |place: &u32| self.streams.get(*place).is_some_and(|local| local.is_listed());
+        let listed = |place: &u32| self.streams.get(*place).is_some_and(Local::is_listed);
         let places: Vec<u32> = self.streams.places().filter(listed).collect();
         let names =
             places.iter().map(|place| self.streams.get(*place).map_or("", |local| &*local.stream.name));

@@ -171,11 +171,11 @@ fn a_hangup_without_a_file_drains(io: Io) {
 }
 
 fn flags_and_environment_keep_their_precedence(io: Io) {
-    let file = ConfigFile::new("max_calls = 5\n");
+    let file = ConfigFile::new("max_calls = 15\n");
     let mut command = Relay::command(&format!("{} --destination null --max-streams 1", io.flag()));
     command.env("STANDPIPE_CONFIG", &file.path).env("STANDPIPE_LINGER", "50ms");
     let relay = Relay::ready(super::harness::Process::start(&mut command));
-    let answer = file.reload(&relay, "max_calls = 6\nmax_streams = 2\nlinger = \"15m\"\n");
+    let answer = file.reload(&relay, "max_calls = 16\nmax_streams = 2\nlinger = \"15m\"\n");
     assert_eq!(answer, "changed: max_calls\n");
     relay.send(b"one 1\ntwo 1\n");
     relay.until_settled(1);
