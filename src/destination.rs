@@ -12,8 +12,9 @@ pub mod firehose;
 pub mod relay;
 
 use self::directory::Directory;
-use self::firehose::Firehose;
+use self::firehose::{Firehose, FirehoseError};
 use self::relay::Relay;
+use crate::config::Config;
 
 /// How the events of a batch stand in its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +136,19 @@ impl Destination {
 }
 
 impl Destination {
+    /// Makes calls as these settings have it from now on. Calls under way are not changed.
+    ///
+    /// # Errors
+    /// Where they cannot be made so; then nothing is changed.
+    pub async fn reload(&self, config: &Config) -> Result<(), FirehoseError> {
+        match self {
+            Destination::Firehose(firehose) => {
+                firehose.retarget(&config.delivery_stream_defaults, &config.delivery_streams).await
+            }
+            Destination::Directory(_) | Destination::Relay(_) | Destination::Null => Ok(()),
+        }
+    }
+
     /// When the first of the credentials expire that calls are signed with, where any do.
     pub fn credentials_expiry(&self) -> Option<std::time::SystemTime> {
         match self {

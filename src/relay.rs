@@ -82,7 +82,7 @@ pub async fn run(config: Config, sources: Sources, plan: Plan, log: Log) -> anyh
     }
     tokio::spawn(deliverer.run(commands));
     let lifecycle = Arc::new(Lifecycle::default());
-    let reloader = Arc::new(Reloader::new(sources, log, &shared, &delivery, &lifecycle));
+    let reloader = Arc::new(Reloader::new(sources, log, &shared, &destination, &delivery, &lifecycle));
     let admin = Arc::new(Admin::new(admin::Parts {
         shared: Arc::clone(&shared),
         destination,

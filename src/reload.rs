@@ -5,8 +5,8 @@
 //!
 //! Which settings these are is a matter of the rows in the table of [`crate::config`]. Reloadable is what is looked up
 //! when it is needed, or can be made anew without anybody noticing: everything about streams, the bounds of lanes and of
-//! files, how connections end, the log. Sockets, threads, memory with all that is planned from it, and what the
-//! destination is made of are made once; a new process that takes over (`--takeover`) has them otherwise.
+//! files, how connections end, regions and roles, the log. Sockets, threads, memory with all that is planned from it, and
+//! the destination itself are made once; a new process that takes over (`--takeover`) has them otherwise.
 //!
 //! Nothing is lost or repeated by it: streams stay the same with their queues and accounts, and only learn their new
 //! settings; shards turn away streams that are no longer taken, after sealing what they hold of them; delivery has
@@ -26,6 +26,8 @@ use tracing::{error, info, warn};
 
 use crate::config::{Changes, Config, Errors, Sources};
 use crate::delivery::Command;
+use crate::destination::Destination;
+use crate::destination::firehose::FirehoseError;
 use crate::lifecycle::{Lifecycle, Stage};
 use crate::log::Log;
 use crate::memory::{Machine, Plan, PlanError};
@@ -41,6 +43,7 @@ pub struct Reloader {
     sources: Sources,
     log: Log,
     shared: Arc<Shared>,
+    destination: Arc<Destination>,
     delivery: mpsc::Sender<Command>,
     lifecycle: Arc<Lifecycle>,
     turn: Mutex<()>,
@@ -55,6 +58,9 @@ pub enum Refused {
     /// The settings ask for more memory than they allow, so that no relay would start with them.
     #[error("{0}")]
     Memory(PlanError),
+    /// Calls cannot be made as the settings have it.
+    #[error("{0}")]
+    Destination(FirehoseError),
     /// The process is about to end.
     #[error("the relay drains, and changes nothing any more")]
     Draining,
@@ -66,6 +72,7 @@ impl Reloader {
         sources: Sources,
         log: Log,
         shared: &Arc<Shared>,
+        destination: &Arc<Destination>,
         delivery: &mpsc::Sender<Command>,
         lifecycle: &Arc<Lifecycle>,
     ) -> Self {
@@ -73,6 +80,7 @@ impl Reloader {
             sources,
             log,
             shared: Arc::clone(shared),
+            destination: Arc::clone(destination),
             delivery: delivery.clone(),
             lifecycle: Arc::clone(lifecycle),
             turn: Mutex::default(),
@@ -125,6 +133,7 @@ impl Reloader {
         Plan::new(&new, Machine::detect()).map_err(Refused::Memory)?;
         let old = self.shared.config.load_full();
         let (config, changes) = old.reloaded(new);
+        self.destination.reload(&config).await.map_err(Refused::Destination)?;
         if config.log != old.log {
             self.log.set(&config.log);
         }

@@ -134,7 +134,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         doc: "Where the relay has an endpoint_url, this table needs one too, or an empty one: endpoints belong to a \
               region.",
         default: "",
-        change: Change::Restart(field!(region)),
+        change: Change::Reload(field!(region)),
         kind: Kind::Text {
             name: "REGION",
             form: "a region such as \"eu-central-1\", or empty",
@@ -147,7 +147,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         help: "As the relay's role_arn, for this delivery stream",
         doc: "Empty: the identity of the process itself.",
         default: "",
-        change: Change::Restart(field!(role_arn)),
+        change: Change::Reload(field!(role_arn)),
         kind: Kind::Text {
             name: "ARN",
             form: "a role such as \"arn:aws:iam::123456789012:role/standpipe\", or empty",
@@ -160,7 +160,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         help: "As the relay's external_id, for this delivery stream",
         doc: "",
         default: "",
-        change: Change::Restart(field!(external_id)),
+        change: Change::Reload(field!(external_id)),
         kind: Kind::Text {
             name: "ID",
             form: "2 to 1,224 of A-Z a-z 0-9 and + = , . @ : / - _, or nothing",
@@ -173,7 +173,7 @@ pub(crate) static DELIVERY_STREAM_SETTINGS: &[Setting<DeliveryStreamOptions>] = 
         help: "As the relay's endpoint_url, for this delivery stream",
         doc: "",
         default: "",
-        change: Change::Restart(field!(endpoint_url)),
+        change: Change::Reload(field!(endpoint_url)),
         kind: Kind::Text {
             name: "URL",
             form: "a URL with http:// or https://, or empty",

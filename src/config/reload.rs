@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::setting::Change;
 use super::table::SETTINGS;
-use super::{Config, DeliveryStreamSettings, DeliveryStreams, StreamConfig};
+use super::{Config, StreamConfig};
 
 /// So many streams are named that changed; of more, only the number is said.
 const STREAMS_NAMED_MAX: usize = 8;
@@ -36,24 +36,10 @@ pub(super) fn merge(old: &Config, mut new: Config) -> (Config, Changes) {
             Change::Reload(_) | Change::Restart(_) => (),
         }
     }
-    if ways(&old.delivery_streams) != ways(&new.delivery_streams) {
-        // The ways to AWS are made at the start, one for each region, role and endpoint.
-        changes.kept.push(DELIVERY_STREAMS);
-        new.delivery_streams = old.delivery_streams.clone();
-    } else if old.delivery_streams != new.delivery_streams {
+    if old.delivery_streams != new.delivery_streams {
         changes.made.push(DELIVERY_STREAMS);
     }
     (new, changes)
-}
-
-/// The tables of delivery streams but for their rates.
-fn ways(tables: &DeliveryStreams) -> Vec<(&str, [Option<&str>; 4])> {
-    tables.iter().map(|(name, settings)| (name, way(settings))).collect()
-}
-
-fn way(settings: &DeliveryStreamSettings) -> [Option<&str>; 4] {
-    let DeliveryStreamSettings { region, role_arn, external_id, endpoint_url, .. } = settings;
-    [region, role_arn, external_id, endpoint_url].map(Option::as_deref)
 }
 
 fn changed_streams(

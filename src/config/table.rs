@@ -180,7 +180,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "For VPC endpoints, emulators and tests. Empty: as the AWS settings say (AWS_ENDPOINT_URL and \
               the profile), else the region's own.",
         default: r#""""#,
-        change: Change::Restart(field!(delivery_stream_defaults.endpoint_url)),
+        change: Change::Reload(field!(delivery_stream_defaults.endpoint_url)),
         kind: Kind::Text {
             name: "URL",
             form: "a URL with http:// or https://, or empty",
@@ -193,9 +193,10 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         key: "region",
         group: Group::Destination,
         help: "AWS region",
-        doc: "Empty: as the AWS settings say (AWS_REGION, the profile, the instance's metadata).",
+        doc: "Empty: as the AWS settings say (AWS_REGION, the profile, the instance's metadata). Where a reload \
+              takes it away, that of the start stays.",
         default: r#""""#,
-        change: Change::Restart(field!(delivery_stream_defaults.region)),
+        change: Change::Reload(field!(delivery_stream_defaults.region)),
         kind: Kind::Text {
             name: "REGION",
             form: "a region such as \"eu-central-1\", or empty",
@@ -211,7 +212,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         doc: "For delivery streams of another account: the role is that account's, and its trust policy lets the \
               identity of this process assume it. Empty: that identity delivers itself.",
         default: r#""""#,
-        change: Change::Restart(field!(delivery_stream_defaults.role_arn)),
+        change: Change::Reload(field!(delivery_stream_defaults.role_arn)),
         kind: Kind::Text {
             name: "ARN",
             form: "a role such as \"arn:aws:iam::123456789012:role/standpipe\", or empty",
@@ -226,7 +227,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         help: "External id with which roles are assumed",
         doc: "What a role's trust policy asks for as sts:ExternalId. Empty: none.",
         default: r#""""#,
-        change: Change::Restart(field!(delivery_stream_defaults.external_id)),
+        change: Change::Reload(field!(delivery_stream_defaults.external_id)),
         kind: Kind::Text {
             name: "ID",
             form: "2 to 1,224 of A-Z a-z 0-9 and + = , . @ : / - _, or nothing",

@@ -2,6 +2,7 @@
 //! soon or much later, and answered. What is written stays, whatever becomes of the process.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
@@ -50,7 +51,8 @@ impl Letters {
             written: Default::default(),
             unwritten: Default::default(),
         };
-        (letters, DeadLetters { bundles: bundles_to, answers: answers_from })
+        let dead = DeadLetters { bundles: bundles_to, answers: answers_from, bytes_max: Arc::default() };
+        (letters, dead)
     }
 
     /// Takes what delivery has given up. That was refused by itself, or every event of it is too old.

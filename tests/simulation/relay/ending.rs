@@ -1,5 +1,6 @@
 //! How the processes of a history end, in order or not, and how another follows; and the end of it all.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use standpipe::shard::bare::Bare as Shard;
