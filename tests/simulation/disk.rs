@@ -176,7 +176,7 @@ impl Disk {
                 assert!(!exists || file.kind == Kind::Done, "{file:?} is made twice");
                 if let Some(inode) = self.inode(dir, *file) {
                     // Marks of an earlier try are cut to nothing.
-                    *inode = Inode { durable: std::mem::take(&mut inode.durable), ..Inode::default() };
+                    inode.cut();
                     return OpResult::Done;
                 }
                 let inode = self.new_inode();

@@ -47,6 +47,11 @@ impl Inode {
         self.pending.push((offset, bytes));
     }
 
+    /// Cuts it to nothing, which is not synced.
+    pub fn cut(&mut self) {
+        *self = Self { durable: std::mem::take(&mut self.durable), ..Self::default() };
+    }
+
     /// The events that stand in it.
     pub fn tokens(&self) -> BTreeSet<u64> {
         self.extents.iter().flat_map(|extent| self.tokens_of(*extent)).collect()
