@@ -65,7 +65,7 @@ start() {
 chaos() { start "$1" --kills "$kills" "${more[@]}" "${@:2}"; }
 
 # found_out NAME ARGUMENTS…: what must not.
-found_out() { start "$1, which must be found out" --kills 3 --settle 5s "${@:2}"; }
+found_out() { start "$1, which must be found out" --kills 6 --settle 5s "${@:2}"; }
 
 # Whether this relay has a flag, or says a word in its help.
 has() { "$binaries/standpipe" --help | grep -q -e "$1"; }
@@ -107,7 +107,7 @@ if has --spool-mode; then
         chaos "a spool on a disk that fails and works again" --mode always --kills 7 --sync-at stored \
             "${faultfs[@]}" --disk-troubles --clients 1 --size 57-300
         for driver in "${DRIVERS[@]}"; do
-            MUTATION=skip-fsync found_out "a spool that skips its fsync, $driver" --mode always \
+            MUTATION=skip-fsync found_out "a spool that skips its fsync, $driver" --mode always --away \
                 --sync-at stored "${faultfs[@]}" -- --io "$driver"
         done
     fi

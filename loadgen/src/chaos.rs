@@ -108,6 +108,9 @@ pub struct Options {
     /// In each life the disk fails in another way, and works again at half-time: needs --faultfs.
     #[arg(long, requires = "faultfs")]
     pub disk_troubles: bool,
+    /// The sink is away until the last kill: whatever is synced before is on a disk, and nowhere else.
+    #[arg(long)]
+    pub away: bool,
     /// The connections to the sink are cut, refused, silent or half-open for seconds, in turn; nobody is killed.
     #[arg(long)]
     pub wire_troubles: bool,

@@ -159,7 +159,9 @@ impl Delivery {
     pub(super) fn expire_all(&mut self, now: Instant) {
         self.watches_age = false;
         let has_age = self.streams.values().filter(|queue| queue.stream.settings.load().max_age.is_some());
-        let streams: Vec<u64> = has_age.map(|queue| queue.stream.id).collect();
+        let mut streams: Vec<u64> = has_age.map(|queue| queue.stream.id).collect();
+        // Always in the same order, so that a simulation can be replayed.
+        streams.sort_unstable();
         for id in streams {
             self.watch_age(now);
             self.expire(id, now);

@@ -60,7 +60,7 @@ const CUT_LONG_ENOUGH: Duration = Duration::from_secs(10);
 /// They are no help where the share that is throttled is still at least so much of what it was.
 const NO_HELP: f64 = 0.5;
 /// Nothing is learned for so long after that.
-const UNTEACHABLE: Duration = Duration::from_secs(30);
+const UNTEACHABLE: Duration = Duration::from_secs(60);
 
 /// What is configured for a delivery stream, a second; `None`: as much as it takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

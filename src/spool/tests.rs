@@ -207,7 +207,7 @@ impl Rig {
                 }
                 Event::Notice(notice) => self.notices.push(notice),
                 Event::Unreadable(id) => {
-                    assert!(self.unreadable.insert(id), "{id} is said to be unreadable twice")
+                    assert!(self.unreadable.insert(id), "{id} is said to be unreadable twice");
                 }
                 Event::Left(_) | Event::Nothing(_) => (),
             }

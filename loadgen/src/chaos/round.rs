@@ -127,6 +127,8 @@ impl Round<'_> {
                     disk_troubles: options.disk_troubles,
                     wire_troubles: options.wire_troubles,
                     fills_disk: options.small_disk.is_some(),
+                    is_away: options.away,
+                    crowd: options.slow_loris,
                 },
             ),
         }
@@ -285,6 +287,10 @@ impl Round<'_> {
             unmet.push(format!(
                 "the spool was said to fail in {failing} lives, and to work again in {healed}"
             ));
+        }
+        if counted.crowd < self.options.slow_loris as u64 / 2 {
+            let (wanted, came) = (self.options.slow_loris, counted.crowd);
+            unmet.push(format!("{wanted} slow connections were to come, and no more than {came} were open"));
         }
         if let Some(room) = self.options.small_disk.filter(|room| counted.fullest < room / 2) {
             unmet.push(format!(

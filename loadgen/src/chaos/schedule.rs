@@ -110,6 +110,8 @@ impl Way {
 
 /// A day: beyond it signatures, names of files and ages of events have all changed.
 const JUMP_SECONDS_MAX: i64 = 86_400;
+/// How much longer a life lasts for each slow connection that is to come in it, on a busy machine.
+const COMES_WITHIN: Duration = Duration::from_micros(250);
 
 const WEATHER: [Weather; 6] =
     [Weather::Calm, Weather::Throttling, Weather::Cutting, Weather::Lying, Weather::Stalling, Weather::Gone];
@@ -180,8 +182,12 @@ pub struct Menu<'a> {
     pub disk_troubles: bool,
     /// Whether the way to the sink has, and nobody dies.
     pub wire_troubles: bool,
-    /// Whether so little is delivered that the disk fills.
+    /// Whether nothing is delivered before the last kill, and each life lasts long enough to fill a disk.
     pub fills_disk: bool,
+    /// Whether nothing is delivered before the last kill.
+    pub is_away: bool,
+    /// Slow connections that are to come in each life.
+    pub crowd: usize,
 }
 
 /// The lives of a round.
@@ -199,6 +205,7 @@ pub fn lives(seed: u64, menu: Menu<'_>) -> Vec<Life> {
 
 /// Troubles take turns, so that a round of some length has met all of them, and last long enough to be noticed.
 fn troubled(random: &mut Rng, mut life: Life, menu: Menu<'_>, number: usize) -> Life {
+    life.lasts += COMES_WITHIN * u32::try_from(menu.crowd).unwrap_or(u32::MAX);
     if menu.disk_troubles {
         life.trouble = TROUBLES[number % TROUBLES.len()];
         life.lasts += Duration::from_millis(random.u64(2_000..3_000));
@@ -208,6 +215,8 @@ fn troubled(random: &mut Rng, mut life: Life, menu: Menu<'_>, number: usize) -> 
     }
     if menu.fills_disk {
         life.lasts += Duration::from_millis(random.u64(1_000..2_000));
+    }
+    if menu.fills_disk || menu.is_away {
         (life.phase, life.weather) = (Phase::Burst, Weather::Away);
     }
     if menu.wire_troubles {
@@ -273,6 +282,8 @@ mod tests {
         disk_troubles: false,
         wire_troubles: false,
         fills_disk: false,
+        is_away: false,
+        crowd: 0,
     };
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Counted {
     pub healed: u64,
     /// The most bytes that were seen in the spool.
     pub fullest: u64,
+    /// The most connections that were seen.
+    pub crowd: u64,
 }
 
 impl Counted {
@@ -60,6 +62,7 @@ impl Counted {
         self.failing += other.failing;
         self.healed += other.healed;
         self.fullest = self.fullest.max(other.fullest);
+        self.crowd = self.crowd.max(other.crowd);
     }
 
     /// What a relay says of itself.
@@ -69,6 +72,7 @@ impl Counted {
             recovered: metrics.sum("standpipe_events_recovered_total"),
             dropped: metrics.sum("standpipe_events_dropped_total"),
             fullest: metrics.sum("standpipe_spool_bytes"),
+            crowd: metrics.sum("standpipe_connections"),
             ..Self::default()
         }
     }
@@ -113,9 +117,10 @@ pub struct Station {
     arguments: Vec<String>,
     scratch: PathBuf,
     listen: SocketAddr,
+    /// In front of the disk, so that it is dropped first: nothing is unmounted under a relay that lives.
+    relay: Option<Relay>,
     disk: Option<Disk>,
     clock: Option<Clock>,
-    relay: Option<Relay>,
     /// What had come behind it before its relay was started.
     came: u64,
     /// What those before it have left in its spool.
