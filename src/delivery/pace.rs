@@ -13,8 +13,8 @@
 //! - A window without, in which calls had to wait for their rate, raises it: by the same few KiB for every relay, which
 //!   is what evens their shares out, and by a percentage that grows with every such window, so that a quota that was
 //!   raised is found within a minute.
-//! - A call of which nothing was accepted counts once another is accepted soon after it. What accepts nothing for longer
-//!   is an outage and no quota, and teaches nothing.
+//! - Calls of which nothing was accepted count where others are accepted soon before and soon after them, and for no more
+//!   than those. What accepts nothing for longer is an outage and no quota, and teaches nothing.
 //! - Cuts that do not help are taken back. Where a quarter of the rate or less is throttled as much as all of it was, and
 //!   that for longer than other relays need to notice a change, this one is not the cause, and would only starve.
 //!
@@ -34,7 +34,7 @@ const WINDOW_RECORDS: u64 = 8;
 const WINDOW_MAX: Duration = Duration::from_secs(4);
 /// The first throttling is looked at over so long at least: what came back first may be the least of it.
 const FIRST_WINDOW: Duration = Duration::from_millis(250);
-/// What was throttled as a whole counts if something is accepted within this.
+/// What was throttled as a whole counts if something was accepted within this before it, and is within this after it.
 const OUTAGE: Duration = Duration::from_secs(2);
 /// What a lane did not use within this is not saved up for later.
 const BURST: Duration = Duration::from_millis(250);
@@ -98,6 +98,8 @@ pub struct Pace {
     window: Option<Window>,
     /// Bytes a second that were accepted in the last window that ended.
     accepted_rate: f64,
+    /// When something was last accepted.
+    accepted_at: Option<Instant>,
     /// What was throttled as a whole since something was accepted, and since when.
     refused: Option<(Instant, Answered)>,
     /// Windows without throttling in a row, while calls had to wait for their rate.
@@ -229,15 +231,18 @@ impl Pace {
     /// nothing about it.
     pub fn answered(&mut self, answered: Answered, started: Instant, now: Instant) {
         let Some(window) = self.window.as_mut().filter(|window| started >= window.since) else { return };
+        let is_recent = |at: Instant| now.saturating_duration_since(at) <= OUTAGE;
         if answered.accepted == 0 {
-            if answered.throttled > 0 {
+            if answered.throttled > 0 && self.accepted_at.is_some_and(is_recent) {
                 self.refused.get_or_insert((now, Answered::default())).1.add(answered);
             }
             return;
         }
-        let is_quota = |(since, _): &(Instant, _)| now.saturating_duration_since(*since) <= OUTAGE;
-        if let Some((_, refused)) = self.refused.take().filter(is_quota) {
-            window.answered.add(refused);
+        self.accepted_at = Some(now);
+        if let Some((_, refused)) = self.refused.take().filter(|(since, _)| is_recent(*since)) {
+            // One piece is refused again and again.
+            let throttled = refused.throttled.min(answered.accepted);
+            window.answered.add(Answered { throttled, ..refused });
         }
         window.answered.add(answered);
         let (window, elapsed) = (*window, now.saturating_duration_since(window.since));
