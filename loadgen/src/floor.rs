@@ -8,19 +8,26 @@
 //!   shards it has as many such threads.
 //! - [`memory`]: stages in memory over the same lines, warm in the cache: the least of three passes. Hashing
 //!   several bodies at once is measured over full bodies besides, which are more than a cache holds.
+//! - [`requests`]: bare requests to a sink, as many records and bytes in each as the relay's calls had on average; so
+//!   these are measured after the relay. Where calls are small, so is copying lines to as many buffers as there are
+//!   streams, which leaves the caches once they are thousands.
 //!
 //! The sum holds the hash that the relay was told to use: one body at a time (`sha2`), or several at once
-//! (`tape-sha256`, which the relay does not use). Both figures are given in either case.
+//! (`tape-sha256`, which the relay does not use). Both figures are given in either case. And it holds the bare requests,
+//! which bring the encoded bytes with them, instead of the bytes alone.
 //!
 //! A sum of floors leaves out everything that has no bare form: looking streams up, books, the SDK, metrics.
 
 pub mod memory;
 pub mod receive;
+pub mod requests;
 
 use std::time::Duration;
 
+use crate::run::report::Report;
 use crate::run::{Destination, Options};
 use memory::Stages;
+use requests::{Calls, Requests};
 
 /// Floors of one workload, in nanoseconds of CPU an event.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,6 +38,10 @@ pub struct Floors {
     pub receive_paused: f64,
     /// What is done in memory.
     pub stages: Stages,
+    /// Lines gathered by stream, where the relay's calls turned out to be small.
+    pub gather: Option<f64>,
+    /// Bare requests of the size of the relay's calls, bodies included; where it made calls, and once it did.
+    pub requests: Option<Requests>,
     /// Which hash the sum holds.
     pub hash: Hash,
 }
@@ -73,13 +84,21 @@ impl Floors {
         } else {
             ("receive with pauses", self.receive_paused)
         };
-        let mut needed = vec![receive, ("memchr and memcpy", stages.scan)];
+        let scan = match self.gather {
+            Some(gather) => ("memchr and memcpy by stream", gather),
+            None => ("memchr and memcpy", stages.scan),
+        };
+        let mut needed = vec![receive, scan];
         if destination == Destination::Firehose {
             let hash = match self.hash {
                 Hash::Standard => ("SHA-256 of one body at a time", stages.sha256),
                 Hash::Grouped => ("SHA-256 of several bodies at once, from memory", stages.sha256_grouped),
             };
-            needed.extend([("base64", stages.base64), hash, ("send", stages.send)]);
+            let send = match self.requests {
+                Some(requests) => ("send as bare requests", requests.bare),
+                None => ("send", stages.send),
+            };
+            needed.extend([("base64", stages.base64), hash, send]);
         }
         needed
     }
@@ -90,10 +109,27 @@ impl Floors {
     }
 }
 
+impl Floors {
+    /// Measures what could not be measured before the relay ran: requests like those that it made, and buffers like
+    /// those that it filled for them.
+    ///
+    /// # Errors
+    ///
+    /// A sentence if the bare requests cannot be made.
+    pub fn complete(&mut self, options: &Options, report: &Report) -> anyhow::Result<()> {
+        if let Some(calls) = Calls::of(report) {
+            self.requests = Some(requests::measure(options, calls)?);
+            self.gather = memory::gather(&options.load, calls.bytes(), options.pin_relay)?;
+        }
+        Ok(())
+    }
+}
+
 /// The pause of the paused receiver.
 const PAUSE: Duration = Duration::from_micros(500);
 
-/// Measures all floors for this workload; the bare receiver has as many loops as the relay has shards.
+/// Measures all floors of this workload that do not depend on what the relay does; the bare receiver has as many loops
+/// as the relay has shards.
 ///
 /// # Errors
 ///
@@ -105,6 +141,8 @@ pub fn measure(options: &Options) -> anyhow::Result<Floors> {
         receive: receive::measure(options, Duration::ZERO, loops)?,
         receive_paused: receive::measure(options, PAUSE, loops)?,
         stages: memory::measure(&options.load, options.pin_relay, options.pin_load)?,
+        gather: None,
+        requests: None,
         hash: Hash::of(&options.relay_arguments),
     })
 }
@@ -122,7 +160,7 @@ mod tests {
             sha256_grouped_cached: 40.0,
             send: 1_000.0,
         };
-        Floors { receive: 9.0, receive_paused: 4.0, stages, hash }
+        Floors { receive: 9.0, receive_paused: 4.0, stages, gather: None, requests: None, hash }
     }
 
     #[test]
@@ -134,6 +172,9 @@ mod tests {
             floors(Hash::Grouped).needed(Destination::Null),
             [("receive with pauses", 4.0), ("memchr and memcpy", 1.0)]
         );
+        let requests = Some(Requests { bare: 2_000.0, hyper: 9_000.0 });
+        let complete = Floors { gather: Some(3.0), requests, ..floors(Hash::Grouped) };
+        assert_eq!(complete.sum(Destination::Firehose), 2_067.0);
     }
 
     #[test]

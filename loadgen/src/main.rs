@@ -184,8 +184,11 @@ fn run_profile(name: profile::table::Name, own: &Own, typed: &[String]) -> anyho
 
 fn run_once(own: &Own, options: run::Options, typed: &[String]) -> anyhow::Result<bool> {
     anyhow::ensure!(own.repeat == 1, "--repeat needs --profile");
-    let floors = own.floor.then(|| floor::measure(&options)).transpose()?;
+    let mut floors = own.floor.then(|| floor::measure(&options)).transpose()?;
     let report = run::run(options.clone())?;
+    if let Some(floors) = &mut floors {
+        floors.complete(&options, &report)?;
+    }
     eprintln!("{}", report.text());
     if let Some(path) = &own.json {
         write_json(path, &report)?;

@@ -55,8 +55,8 @@ pub struct Own {
     /// A named workload: flags with good reasons. Flags given beside it win.
     #[arg(long, value_name = "NAME")]
     pub profile: Option<table::Name>,
-    /// Measure the floors as well: a bare receiver, memchr and memcpy, and for firehose base64, SHA-256 and a
-    /// bare sender, on the relay's CPU and before it.
+    /// Measure the floors as well: a bare receiver, memchr and memcpy, and for firehose base64, SHA-256 and
+    /// bare requests, on the relay's CPU, before it and after it.
     #[arg(long)]
     pub floor: bool,
     /// Run everything so many times; the run with the median CPU time an event counts.

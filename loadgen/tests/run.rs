@@ -160,8 +160,19 @@ fn a_profile_stands_beside_its_floors() {
     let (output, report) = run("none", flags);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let figures = &report["steps"][0]["figures"];
-    for floor in ["receive_ns", "receive_paused_ns", "scan_ns", "base64_ns", "sha256_ns", "send_ns", "sum_ns"]
-    {
+    let floors = [
+        "receive_ns",
+        "receive_paused_ns",
+        "scan_ns",
+        "gather_ns",
+        "base64_ns",
+        "sha256_ns",
+        "send_ns",
+        "requests_ns",
+        "requests_hyper_ns",
+        "sum_ns",
+    ];
+    for floor in floors {
         assert!(figures[format!("floor_{floor}")].as_f64() > Some(0.0), "{floor}: {figures}");
     }
     assert!(figures["cpu_per_floor"].is_number());

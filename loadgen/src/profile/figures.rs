@@ -92,6 +92,8 @@ pub enum Key {
     FloorReceivePausedNs,
     /// Floor: line feeds found and payloads copied in memory.
     FloorScanNs,
+    /// Floor: the same, each payload copied to the buffer of its stream; where calls are small, in place of that.
+    FloorGatherNs,
     /// Floor: base64 in bulk.
     FloorBase64Ns,
     /// Floor: SHA-256 of the encoded bytes, one body at a time.
@@ -100,8 +102,12 @@ pub enum Key {
     FloorSha256GroupedNs,
     /// Floor: SHA-256 of several short bodies at once, which stay in the cache. In no sum.
     FloorSha256GroupedCachedNs,
-    /// Floor: the encoded bytes written to a loopback connection.
+    /// Floor: the encoded bytes written to a loopback connection. In no sum that holds bare requests.
     FloorSendNs,
+    /// Floor: the encoded bytes sent in bare requests of the size of the relay's calls, and the answers taken.
+    FloorRequestsNs,
+    /// Floor: the same by hyper. In no sum.
+    FloorRequestsHyperNs,
     /// The sum of the floors that the destination needs, with the cheaper of the two receivers and the hash that the
     /// relay was told to use.
     FloorSumNs,
@@ -112,7 +118,7 @@ pub enum Key {
 use Key::*;
 
 /// All names with their titles, in order.
-const TITLES: [(Key, &str); 43] = [
+const TITLES: [(Key, &str); 46] = [
     (EventsSent, "events sent"),
     (WindowSeconds, "window, s"),
     (EventsPerSecond, "events/s"),
@@ -149,11 +155,14 @@ const TITLES: [(Key, &str); 43] = [
     (FloorReceiveNs, "floor: receive, ns/event"),
     (FloorReceivePausedNs, "floor: receive with pauses"),
     (FloorScanNs, "floor: memchr + memcpy"),
+    (FloorGatherNs, "  the same by stream"),
     (FloorBase64Ns, "floor: base64"),
     (FloorSha256Ns, "floor: SHA-256, one at a time"),
     (FloorSha256GroupedNs, "floor: SHA-256, several at once"),
     (FloorSha256GroupedCachedNs, "  the same from the cache"),
     (FloorSendNs, "floor: send"),
+    (FloorRequestsNs, "floor: send as bare requests"),
+    (FloorRequestsHyperNs, "  the same by hyper"),
     (FloorSumNs, "sum of floors"),
     (CpuPerFloor, "relay / sum of floors"),
 ];
@@ -336,6 +345,10 @@ fn of_floors(floors: &Floors, sum: f64, figures: &mut Figures) {
         (FloorSendNs, stages.send),
         (FloorSumNs, sum),
     ]);
+    figures.extend(floors.gather.map(|gather| (FloorGatherNs, gather)));
+    if let Some(requests) = floors.requests {
+        figures.extend([(FloorRequestsNs, requests.bare), (FloorRequestsHyperNs, requests.hyper)]);
+    }
     if let Some(cpu) = figures.get(&CpuNsPerEvent).copied().filter(|_| sum > 0.0) {
         figures.insert(CpuPerFloor, cpu / sum);
     }

@@ -103,11 +103,14 @@ fn one(name: Name, step: &Planned, with_floor: bool, reached: Option<f64>) -> an
             return Ok(not_run(&step, &format!("the relay's CPU cannot be limited here: {error:#}")));
         }
     };
-    let floors = with_floor.then(|| floor::measure(&step.options)).transpose()?;
+    let mut floors = with_floor.then(|| floor::measure(&step.options)).transpose()?;
     let report = match &limit {
         None => run(step.options.clone())?,
         Some(limit) => run_with(step.options.clone(), |relay| limit.add(relay.id()))?,
     };
+    if let Some(floors) = &mut floors {
+        floors.complete(&step.options, &report)?;
+    }
     Ok(Outcome { command: step.words, ..of_report(&report, floors.as_ref()) })
 }
 
