@@ -27,7 +27,12 @@ impl Delivery {
             let handoff = Arc::clone(&self.parts.handoff);
             tokio::select! {
                 () = handoff.arrived() => (),
-                Some(ended) = ended.recv() => self.finish(ended, Instant::now()),
+                Some(ended) = ended.recv() => {
+                    self.finish(ended, Instant::now());
+                    // What is ready has its turn first, other calls that end now among it: the calls that take their
+                    // places are then prepared together.
+                    tokio::task::yield_now().await;
+                }
                 () = tokio::time::sleep_until(timer.unwrap_or_else(Instant::now).into()), if timer.is_some() => (),
                 event = spill::next_event(&mut self.spill) => {
                     event.into_iter().for_each(|event| self.hear(event, Instant::now()));
