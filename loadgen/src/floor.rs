@@ -13,8 +13,8 @@
 //!   streams, which leaves the caches once they are thousands.
 //!
 //! The sum holds the hash that the relay was told to use: one body at a time (`sha2`), or several at once
-//! (`tape-sha256`, which the relay does not use). Both figures are given in either case. And it holds the bare requests,
-//! which bring the encoded bytes with them, instead of the bytes alone.
+//! (`tape-sha256`, which the relay does not use). Both figures are given in either case. And it holds the bare
+//! requests, which bring the encoded bytes with them, instead of the bytes alone.
 //!
 //! A sum of floors leaves out everything that has no bare form: looking streams up, books, the SDK, metrics.
 
