@@ -22,9 +22,9 @@ pub struct DeliveryStreamSettings {
     pub endpoint_url: Option<String>,
     /// The most bytes of records, before base64, within a second; `None`: learned from throttling.
     pub max_bytes_per_second: Option<u64>,
-    /// The most records within a second; `None`: learned from throttling.
+    /// The most records within a second; `None`: no ceiling.
     pub max_records_per_second: Option<u64>,
-    /// The most calls within a second; `None`: learned from throttling.
+    /// The most calls within a second; `None`: no ceiling.
     pub max_calls_per_second: Option<u64>,
 }
 

@@ -566,7 +566,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         key: "max_records_per_second",
         group: Group::Calls,
         help: "Most records a second to one delivery stream",
-        doc: "As max_bytes_per_second, for records.",
+        doc: "As max_bytes_per_second, for records. \"auto\" has no ceiling; only bytes are learned.",
         default: r#""auto""#,
         change: Change::Reload(field!(delivery_stream_defaults.max_records_per_second)),
         kind: Kind::Count {
@@ -580,7 +580,7 @@ pub(crate) static SETTINGS: &[Setting<Config>] = &[
         key: "max_calls_per_second",
         group: Group::Calls,
         help: "Most calls a second to one delivery stream",
-        doc: "As max_bytes_per_second, for calls.",
+        doc: "As max_bytes_per_second, for calls. \"auto\" has no ceiling; only bytes are learned.",
         default: r#""auto""#,
         change: Change::Reload(field!(delivery_stream_defaults.max_calls_per_second)),
         kind: Kind::Count {

@@ -193,7 +193,9 @@ impl Pace {
         let of_bytes = self.bytes.wait(self.rate(), now);
         let of_records = self.records.wait(ceiling(self.ceilings.records), now);
         let wait = of_bytes.max(of_records).max(self.calls.wait(ceiling(self.ceilings.calls), now));
-        if self.learned.is_some() && !of_bytes.is_zero() {
+        // Where a ceiling is lower, it says nothing of what else would be taken.
+        let is_bound = self.learned.is_some_and(|learned| self.rate() == Some(learned));
+        if is_bound && !of_bytes.is_zero() {
             self.held_at = Some(now);
             self.window.iter_mut().for_each(|window| window.is_held = true);
         }
@@ -373,6 +375,18 @@ mod tests {
         let cut = pace.learned().expect("still") / grown;
         assert!((0.75..0.97).contains(&cut), "{cut}");
         assert_eq!(pace.calm, 0);
+    }
+
+    #[test]
+    fn what_waits_for_a_ceiling_raises_no_rate() {
+        let start = Instant::now();
+        let mut pace = Pace::new(Ceilings { bytes: Some(1 << 20), ..Ceilings::default() });
+        pace.started(4 << 20, 500, start);
+        pace.answered(answer(2 << 20, 2 << 20), start, at(start, 1_000));
+        for turn in 2..20 {
+            second(&mut pace, at(start, turn * 1_000), |bytes| bytes);
+        }
+        assert_eq!((pace.learned(), pace.rate()), (Some(2.0 * MIB), Some(MIB)));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Bare requests: what it costs at least to bring calls of the size that the relay made to a sink of the same kind,
 //! and to take the answers. Heads and bodies are prepared; nothing is encoded, hashed, signed or understood.
 //!
-//! - [`Bare`]: one thread with edge-triggered epoll, one `writev` a request where the socket takes it, and of an answer
+//! - Bare: one thread with edge-triggered epoll, one `writev` a request where the socket takes it, and of an answer
 //!   its length alone.
-//! - [`hyper`](with_hyper): the same requests by the HTTP library that the relay's SDK stands on, with tokio on one
+//! - hyper: the same requests by the HTTP library that the relay's SDK stands on, with tokio on one
 //!   thread. It is in no sum: a relay may do with less.
 //!
 //! All connections are busy all the time, which is cheap: what is ready is found together. Each is also measured with a
