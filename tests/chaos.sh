@@ -83,7 +83,8 @@ readonly DISK_POINTS=append.before,append.after,fsync.before,fsync.after,remove.
 chaos "without a spool" --mode off --points "$POINTS"
 chaos "in a hostile crowd" --mode off --slow-loris 1000 --flood 200 --kills 3
 if [[ -n $clock ]]; then
-    chaos "with a clock that jumps" --mode off --faketime "$clock" --kills 5 --slow-loris 200 --flood 100
+    # Without a crowd, which has a round of its own: relays live too shortly here for all of it to come.
+    chaos "with a clock that jumps" --mode off --faketime "$clock" --kills 5
 else
     echo "*** NO CLOCK JUMPS HERE: libfaketime is missing ***" >&2
 fi
