@@ -76,7 +76,9 @@ assert image["StopSignal"] == "SIGTERM" and set(image["ExposedPorts"]) == {"1555
 
 # start COMMAND…: starts a relay, sets relay_process, address and admin once it is ready.
 start() {
-    "$@" >"$scratch/log" 2>&1 &
+    # Emptied here and now: the relay before this one has said that it is ready, too.
+    : >"$scratch/log"
+    "$@" >>"$scratch/log" 2>&1 &
     relay_process=$!
     until_true "the relay to be ready" is_ready
     address=$(sed -nE 's/.*ready listen=[0-9.]+:([0-9]+) .*/\1/p' "$scratch/log")
