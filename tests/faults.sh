@@ -41,7 +41,7 @@ run() {
     shift
     report=$scratch/report.json
     rm -f "$report"
-    "$binaries/loadgen" run --relay "$binaries/standpipe" --settle 900s --patience 120s --json "$report" "$@" \
+    "$binaries/loadgen" run --relay "$binaries/standpipe" --settle 300s --patience 120s --json "$report" "$@" \
         >"$scratch/log" 2>&1
     code=$?
     if [[ $code != 0 ]]; then

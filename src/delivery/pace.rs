@@ -15,8 +15,10 @@
 //!   raised is found within a minute.
 //! - Calls of which nothing was accepted count where others are accepted soon before and soon after them, and for no more
 //!   than those. What accepts nothing for longer is an outage and no quota, and teaches nothing.
-//! - Cuts that do not help are taken back. Where a quarter of the rate or less is throttled as much as all of it was, and
-//!   that for longer than other relays need to notice a change, this one is not the cause, and would only starve.
+//! - Cuts that do not help are taken back. Where half of a rate, or less, is throttled as much as all of it was, and that
+//!   for longer than other relays need to notice a change, this one is not the cause, and would only starve. Single
+//!   windows cannot tell, since by chance some are without throttling: so many are put together that a few records of
+//!   them should have been throttled.
 //!
 //! (Additive increase and multiplicative decrease converge to equal shares: Chiu and Jain, 1989. A decrease by the share
 //! of marked packets rather than by half: DCTCP, RFC 8257.)
@@ -32,8 +34,6 @@ const WINDOW: Duration = Duration::from_secs(1);
 const WINDOW_RECORDS: u64 = 8;
 /// See [`WINDOW_RECORDS`].
 const WINDOW_MAX: Duration = Duration::from_secs(4);
-/// The first throttling is looked at over so long at least: what came back first may be the least of it.
-const FIRST_WINDOW: Duration = Duration::from_millis(250);
 /// What was throttled as a whole counts if something was accepted within this before it, and is within this after it.
 const OUTAGE: Duration = Duration::from_secs(2);
 /// What a lane did not use within this is not saved up for later.
@@ -53,14 +53,20 @@ const GROWTH: f64 = 0.01;
 const GROWTH_MAX: f64 = 0.1;
 /// A rate for which no call had to wait in so long is forgotten.
 const FORGET: Duration = Duration::from_secs(300);
-/// Cuts down to this part of a rate that are no help within [`CUT_LONG_ENOUGH`] are taken back.
-const CUT_ENOUGH: f64 = 0.25;
+/// Cuts down to this part of a rate that are no help after [`CUT_LONG_ENOUGH`] are taken back.
+const CUT_ENOUGH: f64 = 0.5;
+/// None goes further than to this part of it before that is known: too few records would be left to tell.
+const CUT_MOST: f64 = 1.0 / 16.0;
 /// The relays of a fleet cut one after the other, so that what the first sees is the others' doing still.
 const CUT_LONG_ENOUGH: Duration = Duration::from_secs(10);
-/// They are no help where the share that is throttled is still at least so much of what it was.
+/// They are no help where at least so much of what should be throttled without them still is.
 const NO_HELP: f64 = 0.5;
-/// Nothing is learned for so long after that.
+/// Which is judged once it should be so many records.
+const EVIDENCE_RECORDS: f64 = 8.0;
+/// Nothing is learned for so long after that; twice as long after the next time, unless cuts are a help between them.
 const UNTEACHABLE: Duration = Duration::from_secs(60);
+/// And at most.
+const UNTEACHABLE_MAX: Duration = Duration::from_secs(3_600);
 
 /// What is configured for a delivery stream, a second; `None`: as much as it takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,11 +110,12 @@ pub struct Pace {
     refused: Option<(Instant, Answered)>,
     /// Windows without throttling in a row, while calls had to wait for their rate.
     calm: u32,
-    /// Where the cuts in a row began.
+    /// Since when it is cut, and whether that helps.
     cuts: Option<Cuts>,
     /// When a call last had to wait for the learned rate.
     held_at: Option<Instant>,
-    unteachable_until: Option<Instant>,
+    /// Until when nothing is learned, and for how long in all.
+    unteachable: Option<(Instant, Duration)>,
 }
 
 /// What is owed at a rate: a call may start once nothing is.
@@ -129,8 +136,21 @@ struct Window {
 #[derive(Clone, Copy, Debug)]
 struct Cuts {
     since: Instant,
+    /// From this.
     rate: f64,
-    share: f64,
+    /// Down to [`CUT_ENOUGH`] of it.
+    is_enough: bool,
+    /// What was throttled at first.
+    first: Sample,
+    /// And lately.
+    lately: Sample,
+}
+
+/// Records, of as many windows as it takes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sample {
+    accepted: f64,
+    throttled: f64,
 }
 
 impl Answered {
@@ -139,6 +159,34 @@ impl Answered {
         self.accepted += other.accepted;
         self.throttled += other.throttled;
         self.records += other.records;
+    }
+}
+
+impl Cuts {
+    fn new(rate: f64, window: Sample, now: Instant) -> Self {
+        Self { since: now, rate, is_enough: false, first: window, lately: Sample::default() }
+    }
+
+    fn have_lasted(&self, now: Instant) -> bool {
+        self.is_enough && now.saturating_duration_since(self.since) >= CUT_LONG_ENOUGH
+    }
+
+    /// How much is throttled of what should be without them, where that can be said with this window.
+    fn observe(&mut self, window: Sample) -> Option<f64> {
+        if self.first.throttled < EVIDENCE_RECORDS {
+            self.first.add(window);
+            return None;
+        }
+        self.lately.add(window);
+        let expected = self.first.throttled / self.first.accepted * self.lately.accepted;
+        (expected >= EVIDENCE_RECORDS).then(|| std::mem::take(&mut self.lately).throttled / expected)
+    }
+}
+
+impl Sample {
+    fn add(&mut self, other: Self) {
+        self.accepted += other.accepted;
+        self.throttled += other.throttled;
     }
 }
 
@@ -248,9 +296,8 @@ impl Pace {
         }
         window.answered.add(answered);
         let (window, elapsed) = (*window, now.saturating_duration_since(window.since));
-        let is_first = elapsed >= FIRST_WINDOW && self.learned.is_none() && window.answered.throttled > 0;
         let is_whole = elapsed >= WINDOW && window.answered.records >= WINDOW_RECORDS;
-        if is_first || is_whole || elapsed >= WINDOW_MAX {
+        if is_whole || elapsed >= WINDOW_MAX {
             self.window = None;
             self.conclude(&window, elapsed, now);
         }
@@ -266,46 +313,49 @@ impl Pace {
         // What a quota has saved up for a burst is no rate: it counts as if it were a second's.
         let rate = accepted as f64 / elapsed.max(WINDOW).as_secs_f64();
         let earlier_rate = std::mem::replace(&mut self.accepted_rate, rate);
-        if throttled == 0 {
-            return self.raise(window.is_held, elapsed);
-        }
-        self.calm = 0;
-        if self.unteachable_until.is_some_and(|until| now < until) {
-            return;
-        }
-        self.held_at = Some(now);
         let share = throttled as f64 / (accepted + throttled) as f64;
+        let sample = Sample { accepted: records as f64 * (1.0 - share), throttled: records as f64 * share };
+        let Some(learned) = self.learned else {
+            if throttled > 0 && self.unteachable.is_none_or(|(until, _)| now >= until) {
+                let rate = rate.max(earlier_rate).max(RATE_FIRST_MIN);
+                (self.learned, self.held_at, self.calm) = (Some(rate), Some(now), 0);
+                self.cuts = Some(Cuts::new(rate, sample, now));
+            }
+            return;
+        };
+        match self.cuts.as_mut().and_then(|cuts| cuts.observe(sample)) {
+            Some(ratio) if ratio < NO_HELP => (self.cuts, self.unteachable) = (None, None),
+            // Something else has changed, too.
+            Some(ratio) if ratio > 1.0 / NO_HELP => self.cuts = None,
+            Some(_) if self.cuts.is_some_and(|cuts| cuts.have_lasted(now)) => return self.take_back(now),
+            Some(_) | None => {}
+        }
+        if throttled == 0 {
+            return self.raise(learned, window.is_held, elapsed);
+        }
         // Of a few records, chance has too large a say.
         let share = if records < WINDOW_RECORDS { share.min(0.5) } else { share };
-        match self.learned {
-            Some(learned) => self.cut(learned, share, now),
-            None => {
-                let rate = rate.max(earlier_rate).max(RATE_FIRST_MIN);
-                self.learned = Some(rate);
-                self.cuts = Some(Cuts { since: now, rate, share });
-            }
+        let begin = Cuts::new(learned, sample, now);
+        let cuts = self.cuts.filter(|cuts| learned <= cuts.rate).unwrap_or(begin);
+        let rate = (learned * (1.0 - share)).max(cuts.rate * CUT_MOST).max(RATE_MIN);
+        self.cuts = Some(Cuts { is_enough: cuts.is_enough || rate <= cuts.rate * CUT_ENOUGH, ..cuts });
+        self.learned = Some(rate);
+        (self.held_at, self.calm) = (Some(now), 0);
+    }
+
+    fn raise(&mut self, learned: f64, is_held: bool, elapsed: Duration) {
+        if is_held {
+            self.calm += 1;
+            let growth = (f64::from(self.calm) * GROWTH).min(GROWTH_MAX);
+            let raise = (STEP + learned * growth) * elapsed.min(WINDOW_MAX).as_secs_f64();
+            self.learned = Some(learned + raise);
         }
     }
 
-    fn raise(&mut self, is_held: bool, elapsed: Duration) {
-        self.cuts = None;
-        let Some(learned) = self.learned.as_mut().filter(|_| is_held) else { return };
-        self.calm += 1;
-        let growth = (f64::from(self.calm) * GROWTH).min(GROWTH_MAX);
-        *learned += (STEP + *learned * growth) * elapsed.min(WINDOW_MAX).as_secs_f64();
-    }
-
-    fn cut(&mut self, learned: f64, share: f64, now: Instant) {
-        let cuts = *self.cuts.get_or_insert(Cuts { since: now, rate: learned, share });
-        let has_lasted = now.saturating_duration_since(cuts.since) >= CUT_LONG_ENOUGH;
-        if share < cuts.share * NO_HELP {
-            self.cuts = Some(Cuts { since: now, rate: learned, share });
-        } else if has_lasted && learned < cuts.rate * CUT_ENOUGH {
-            (self.learned, self.cuts) = (None, None);
-            self.unteachable_until = now.checked_add(UNTEACHABLE);
-            return;
-        }
-        self.learned = Some((learned * (1.0 - share)).max(RATE_MIN));
+    fn take_back(&mut self, now: Instant) {
+        let pause = self.unteachable.map_or(UNTEACHABLE, |(_, last)| (last * 2).min(UNTEACHABLE_MAX));
+        (self.learned, self.cuts) = (None, None);
+        self.unteachable = now.checked_add(pause).map(|until| (until, pause));
     }
 }
 
@@ -415,7 +465,8 @@ mod tests {
         }
         assert_eq!(call(50_000, 4 << 20, 0), None, "an outage is over");
         assert_eq!(call(50_500, 0, 4 << 20), None, "another may have begun");
-        assert_eq!(call(51_000, 4 << 20, 0), Some(4.0 * MIB), "it was the quota");
+        assert_eq!(call(51_000, 4 << 20, 0), None, "it has not, but a second is not over");
+        assert_eq!(call(51_500, 4 << 20, 0), Some(8.0 * MIB), "it was the quota");
     }
 
     #[test]
@@ -431,6 +482,34 @@ mod tests {
         }
         second(&mut pace, at(start, (turns + 1) * 1_000), |bytes| bytes / 2);
         assert_eq!(pace.learned(), None);
+    }
+
+    /// A few records in every window, so that by chance nothing is throttled in many of them.
+    #[test]
+    fn few_records_throttled_at_random_do_not_slow_a_lane_for_long() {
+        const RECORD: u64 = 100_000;
+        const MOMENTS: u64 = 18_000;
+        const SEEDS: u64 = 20;
+        let paced = |chance: f64, seed: u64| {
+            let (mut pace, start, mut rng) =
+                (Pace::default(), Instant::now(), fastrand::Rng::with_seed(seed));
+            let is_paced = |moment: u64| {
+                let now = at(start, moment * 100);
+                if pace.ready_at(now).is_none() {
+                    let throttled = u64::from(rng.f64() < chance) * RECORD;
+                    pace.started(RECORD, 1, now);
+                    let answered = Answered { records: 1, ..answer(RECORD - throttled, throttled) };
+                    pace.answered(answered, now, now);
+                }
+                pace.learned().is_some()
+            };
+            (0..MOMENTS).map(is_paced).filter(|is_paced| *is_paced).count() as u64
+        };
+        for chance in [0.1, 0.3, 0.6] {
+            let mean = (0..SEEDS).map(|seed| paced(chance, seed)).sum::<u64>() / SEEDS;
+            println!("{chance}: paced for {mean} of {MOMENTS} moments");
+            assert!(mean < MOMENTS / 2, "{chance}: paced for {mean} of {MOMENTS} moments");
+        }
     }
 
     #[test]
