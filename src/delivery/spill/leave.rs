@@ -1,5 +1,6 @@
 //! The last part of a drain: no more calls, everything to disk, and the end of the spool.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
@@ -33,23 +34,25 @@ pub(in super::super) fn is_leaving(spill: &Option<Spill>) -> bool {
 }
 
 impl Spill {
-    /// Leaves an item to the next process where it is on disk, whole or as a part of batches that are; else gives it
-    /// back. Where more is on disk than the item, the next process is to know that some may have been delivered.
+    /// Leaves an item to the next process as far as batches on disk hold it, and drops the rest, which no call and no
+    /// disk will take any more; gives it back where nothing of it is on disk. Where more is on disk than the item, or
+    /// may have been delivered, the next process is to know.
     fn leave_on_disk(&self, item: Item) -> Option<Item> {
-        let tickets = item.tickets();
         let is_on_disk = |id: &BatchId| {
             id.shard == SPOOL && self.batches.get(&id.sequence).is_some_and(|spilled| spilled.is_stored)
         };
-        if !tickets.iter().all(|(ticket, _)| is_on_disk(&ticket.id)) {
-            return Some(item);
-        }
-        for (ticket, events) in &tickets {
-            let is_whole = *events == ticket.events && ticket.unsettled() == ticket.events;
+        let mut stored = item.tickets();
+        stored.retain(|(ticket, _)| is_on_disk(&ticket.id));
+        let Some((first, _)) = stored.first() else { return Some(item) };
+        let label = Arc::clone(&first.stream.label);
+        let left: u64 = stored.iter().map(|(_, events)| events).sum();
+        for (ticket, events) in stored {
+            let is_whole = events == ticket.events && ticket.unsettled() == ticket.events;
             self.command(Command::Release(ticket.id.sequence, item.is_unknown() || !is_whole));
         }
-        let label = &tickets[0].0.stream.label;
-        label.enter(item.events(), Place::Spool);
+        label.enter(left, Place::Spool);
         label.leave(item.events(), item.place());
+        label.dropped(item.events() - left, Drop::DrainDeadline);
         None
     }
 

@@ -170,6 +170,36 @@ async fn what_is_on_disk_already_is_left_there_where_the_spool_takes_no_more() {
     assert_eq!((totals.spool, totals.held(), totals.dropped_in_all()), (1, 1, 0), "the next one delivers it");
 }
 
+/// Where the rest is not on disk. It was dropped as a whole, and what was on disk came again without a word.
+#[tokio::test]
+async fn what_is_on_disk_of_a_call_is_left_there() {
+    let mut rig = Rig::new(Encoding::Lines);
+    rig.recovered(1, 1, 2);
+    rig.loaded(FOUND, b"a\n");
+    let stored = rig.queue().take_recalled().expect("it was read back").tickets().remove(0).0;
+    let id = BatchId { shard: 0, sequence: 0 };
+    let fresh = Arc::new(Ticket::new(id, Arc::clone(&rig.stream), 1, rig.now, rig.now));
+    rig.stream.label.enter(1, Place::Queued);
+    let loose = |ticket, lines: &'static [u8]| {
+        let charge = Charge::forced(&rig.memory, &rig.stream.account, lines.len() as u64);
+        Loose::new(ticket, Bytes::from_static(lines), charge, rig.now)
+    };
+    let mut both = VecDeque::from([loose(stored, b"a\n"), loose(fresh, b"b\n")]);
+    let mut piece = crate::delivery::piece::pack(&mut both, Encoding::Lines, &rig.memory).expect("a call");
+    assert_eq!((piece.events(), both.len()), (2, 0));
+    piece.is_unknown = true;
+    rig.queue().push_retry(piece);
+    let asked = rig.leave();
+    assert!(matches!(asked[..], [Command::Append { id: 0, is_unknown: true, .. }]), "{asked:?}");
+    rig.hear(Event::Refused(0, Refusal::Limit));
+    let asked = rig.step();
+    assert!(matches!(asked[..], [Command::Release(FOUND, true), Command::Stop(_)]), "{asked:?}");
+    rig.delivery.abandon(rig.now);
+    let totals = rig.stream.label.totals();
+    let dropped = totals.dropped[Drop::DrainDeadline as usize];
+    assert_eq!((totals.spool, totals.held(), dropped), (1, 1, 1), "one is delivered by the next process");
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_on_disk_is_let_go_of_only_when_it_is_written_anew() {
     let mut rig = Rig::new(Encoding::Lines);
