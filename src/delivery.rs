@@ -9,18 +9,16 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use tracing::{info, warn};
 
 use crate::batch::{Batch, Body, LINES_BYTES_MAX};
 use crate::config::{Config, DestinationChoice};
 use crate::destination::{Call, Destination, Encoding, Outcome};
 use crate::failpoint::{self, Flaw, Point};
 use crate::memory::Memory;
-use crate::metrics::{self, Ages, Cause, Drop, LaneCounters, Metrics, Place};
+use crate::metrics::{Cause, LaneCounters, Metrics, Place};
 use crate::queue::{Handoff, Returns};
 use crate::rarely::Rarely;
 use crate::spool::keeper::Keeper;
@@ -29,6 +27,7 @@ use crate::tail::Tails;
 
 #[doc(hidden)]
 pub mod bare;
+mod drain;
 pub mod lane;
 mod letters;
 mod outcome;
@@ -39,6 +38,7 @@ mod reload;
 pub mod retry;
 mod spill;
 mod task;
+mod view;
 
 use self::lane::{Lane, LaneLimits, LaneState, Readiness};
 use self::letters::Letters;
@@ -46,17 +46,15 @@ use self::pace::Ceilings;
 use self::piece::{Loose, Piece};
 use self::queues::{Item, LaneLink, StreamQueue};
 use self::spill::Spill;
+use self::view::Logged;
+pub use self::view::{LaneError, LaneView, View};
 
 /// How long lines of one shard wait for those of the others, at most.
 const GATHER_WAIT: Duration = Duration::from_millis(5);
 /// A stream that held nothing for so long gives its place up.
 const IDLE_STREAM: Duration = Duration::from_secs(3600);
-/// While draining no lane waits longer than this.
-const DRAIN_WAIT_MAX: Duration = Duration::from_secs(1);
 /// All lanes are looked at for those that wait in vain at most this often.
 const HURRY_PAUSE: Duration = Duration::from_millis(100);
-/// Where many lanes have something to say at once, so many are named; `/status` has them all.
-const LANES_LOGGED: u32 = 10;
 
 /// What delivery is made of.
 #[derive(Debug)]
@@ -97,43 +95,6 @@ pub enum Command {
     Reload(Arc<Config>, oneshot::Sender<()>),
 }
 
-/// What delivery looks like from outside.
-#[derive(Clone, Debug, Default)]
-pub struct View {
-    /// Every lane.
-    pub lanes: Vec<LaneView>,
-    /// How old the oldest sealed event of each stream label is.
-    pub ages: Ages,
-}
-
-/// One lane from outside.
-#[derive(Clone, Debug)]
-pub struct LaneView {
-    /// Its delivery stream.
-    pub delivery_stream: Arc<str>,
-    /// Its state.
-    pub state: LaneState,
-    /// Calls in flight.
-    pub in_flight: usize,
-    /// Raw bytes a second that it sends at most, configured or learned from throttling; `None`: no limit.
-    pub rate: Option<f64>,
-    /// The streams mapped to it.
-    pub streams: usize,
-    /// What went wrong last.
-    pub last_error: Option<LaneError>,
-}
-
-/// What went wrong with a call.
-#[derive(Clone, Debug)]
-pub struct LaneError {
-    /// When the call ended.
-    pub at: Instant,
-    /// How it was counted.
-    pub outcome: metrics::Outcome,
-    /// A sentence.
-    pub message: String,
-}
-
 /// One lane with all that belongs to it.
 #[derive(Debug)]
 struct LaneEntry {
@@ -154,21 +115,6 @@ struct LaneEntry {
     last_error: Option<LaneError>,
     /// Its calls fail.
     failing: Rarely,
-}
-
-/// What is said of lanes, all of them together.
-#[derive(Debug)]
-struct Logged {
-    failing: Rarely,
-    parked: Rarely,
-    accepted: Rarely,
-}
-
-impl Default for Logged {
-    fn default() -> Self {
-        let [failing, parked, accepted] = [const { Rarely::up_to(LANES_LOGGED) }; 3];
-        Self { failing, parked, accepted }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -584,110 +530,11 @@ impl Delivery {
         }
     }
 
-    /// Logs a change of a lane's state once, and a lane that keeps failing now and then; few of them where many have
-    /// the same to say.
-    fn report(&mut self, index: usize, before: LaneState, after: LaneState, now: Instant) {
-        if before == LaneState::Parked || after == LaneState::Parked {
-            let streams = self.lane(index).streams.clone();
-            streams.into_iter().for_each(|stream| self.note_parked(stream));
-        }
-        let Self { lanes, logged, limits, .. } = self;
-        let entry = lanes[index].as_mut().expect("a lane lives while a stream is mapped to it");
-        let name = &entry.delivery_stream;
-        let reason = entry.last_error.as_ref().map_or("", |error| &*error.message);
-        match (before, after) {
-            (LaneState::Parked, LaneState::Active) => {
-                if let Some(more) = logged.accepted.say(now) {
-                    info!("lane {name}: accepted again, no longer parked{more}");
-                }
-            }
-            (_, LaneState::Parked) if before != after => {
-                if let Some(more) = logged.parked.say(now) {
-                    let every = limits.park_probe;
-                    warn!(
-                        "lane {name}: parked, its events are kept up to their stream's memory cap and it is tried \
-                         every {every:?}. {reason}{more}"
-                    );
-                }
-            }
-            (_, LaneState::BackingOff) if entry.failing.say(now).is_some() => {
-                if let Some(more) = logged.failing.say(now) {
-                    warn!("lane {name}: calls fail, its events are kept and tried again. {reason}{more}");
-                }
-            }
-            _ => (),
-        }
-    }
-
-    /// Lets shards know whether all lanes of a stream are parked.
-    fn note_parked(&mut self, stream: u64) {
-        let Some(queue) = self.streams.get(&stream) else { return };
-        let parked = |lane: usize| {
-            self.lanes[lane].as_ref().is_some_and(|lane| lane.policy.state() == LaneState::Parked)
-        };
-        let all = queue.links.iter().all(|link| parked(link.lane));
-        if queue.stream.parked.swap(all, Relaxed) != all {
-            self.released = true;
-        }
-    }
-
-    fn limits_now(&self) -> LaneLimits {
-        if !self.draining {
-            return self.limits;
-        }
-        let backoff = retry::Backoff { base: self.limits.backoff.base, max: DRAIN_WAIT_MAX };
-        LaneLimits { backoff, park_probe: self.limits.park_probe.min(DRAIN_WAIT_MAX), ..self.limits }
-    }
-
-    fn drain(&mut self, done: oneshot::Sender<()>, now: Instant) {
-        self.draining = true;
-        self.drained = Some(done);
-        for index in 0..self.lanes.len() {
-            if let Some(entry) = self.lanes[index].as_mut() {
-                entry.policy.cut_wait_short();
-            }
-            self.wake(index);
-        }
-        self.stream_ids().into_iter().for_each(|stream| self.offer(stream, now));
-    }
-
     /// Every stream, always in the same order.
     fn stream_ids(&self) -> Vec<u64> {
         let mut ids: Vec<u64> = self.streams.keys().copied().collect();
         ids.sort_unstable();
         ids
-    }
-
-    /// Whether nothing is left that another call could deliver: what is parked stays parked.
-    fn is_drained(&self) -> bool {
-        let is_done = |queue: &StreamQueue| queue.is_empty() || queue.stream.parked.load(Relaxed);
-        let is_spool_empty = self.spill.as_ref().is_none_or(Spill::is_empty);
-        self.in_flight == 0
-            && self.parts.handoff.is_empty()
-            && is_spool_empty
-            && self.has_no_letters()
-            && self.streams.values().all(is_done)
-    }
-
-    fn abandon(&mut self, now: Instant) {
-        while let Some(batch) = self.parts.handoff.pop() {
-            self.take_batch(batch, now);
-        }
-        self.take_letters_back(now);
-        self.abandon_spill();
-        for queue in self.streams.values_mut() {
-            let label = Arc::clone(&queue.stream.label);
-            for (events, place) in queue.abandon() {
-                label.leave(events, place);
-                label.dropped(events, Drop::DrainDeadline);
-            }
-            // Calls in flight are cut by the end of the process: nobody will know what became of them.
-            let totals = label.totals();
-            if !queue.in_flight.is_empty() {
-                label.leave(totals.in_flight, Place::InFlight);
-                label.dropped(totals.in_flight, Drop::DrainDeadline);
-            }
-        }
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -718,28 +565,5 @@ impl Delivery {
                 self.lanes_free.push(index);
             }
         }
-    }
-
-    fn view(&self, now: Instant) -> View {
-        let lane = |entry: &LaneEntry| LaneView {
-            delivery_stream: Arc::clone(&entry.delivery_stream),
-            state: entry.policy.state(),
-            in_flight: entry.policy.in_flight(),
-            rate: entry.policy.pace().rate(),
-            streams: entry.streams.len(),
-            last_error: entry.last_error.clone(),
-        };
-        let mut ages = Ages::default();
-        for queue in self.streams.values() {
-            if let Some(at) = queue.oldest() {
-                ages.note(queue.stream.label.name(), now.saturating_duration_since(at));
-            }
-        }
-        if let Some(spill) = &self.spill {
-            spill.note_ages(&mut ages, &self.parts.metrics.spool, now);
-        }
-        // One that no stream is mapped to any more is as good as gone, with whatever was the matter with it.
-        let is_used = |entry: &&LaneEntry| !entry.streams.is_empty() || entry.policy.in_flight() > 0;
-        View { lanes: self.lanes.iter().flatten().filter(is_used).map(lane).collect(), ages }
     }
 }
