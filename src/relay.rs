@@ -155,7 +155,6 @@ async fn open_destination(config: &Config, metrics: &Metrics) -> anyhow::Result<
                 session_name: session_name(),
                 call_timeout: config.call_timeout,
                 connect_timeout: config.connect_timeout,
-                max_idle_connections: config.max_calls,
                 groups_hashes: config.body_hash == BodyHash::Grouped,
             })
             .await?,

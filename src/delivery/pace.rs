@@ -59,9 +59,9 @@ const CUT_ENOUGH: f64 = 0.5;
 const CUT_MOST: f64 = 1.0 / 16.0;
 /// The relays of a fleet cut one after the other, so that what the first sees is the others' doing still.
 const CUT_LONG_ENOUGH: Duration = Duration::from_secs(10);
-/// They are no help where at least so much of what should be throttled without them still is.
+/// They are no help where at least so much is throttled still of what would be without them.
 const NO_HELP: f64 = 0.5;
-/// Which is judged once it should be so many records.
+/// That is judged whenever so many records would be throttled without them.
 const EVIDENCE_RECORDS: f64 = 8.0;
 /// Nothing is learned for so long after that; twice as long after the next time, unless cuts are a help between them.
 const UNTEACHABLE: Duration = Duration::from_secs(60);
@@ -110,7 +110,6 @@ pub struct Pace {
     refused: Option<(Instant, Answered)>,
     /// Windows without throttling in a row, while calls had to wait for their rate.
     calm: u32,
-    /// Since when it is cut, and whether that helps.
     cuts: Option<Cuts>,
     /// When a call last had to wait for the learned rate.
     held_at: Option<Instant>,
@@ -133,16 +132,17 @@ struct Window {
     is_held: bool,
 }
 
+/// A rate that is cut, once or many times, and whether that helps.
 #[derive(Clone, Copy, Debug)]
 struct Cuts {
     since: Instant,
-    /// From this.
+    /// What it was before.
     rate: f64,
-    /// Down to [`CUT_ENOUGH`] of it.
+    /// Whether it was cut down to [`CUT_ENOUGH`] of that.
     is_enough: bool,
-    /// What was throttled at first.
+    /// Answers from the beginning, until [`EVIDENCE_RECORDS`] were throttled.
     first: Sample,
-    /// And lately.
+    /// Those since the last judgement.
     lately: Sample,
 }
 

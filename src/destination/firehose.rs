@@ -79,8 +79,6 @@ pub struct FirehoseSettings {
     pub call_timeout: Duration,
     /// The limit for a new connection, name resolution and TLS included.
     pub connect_timeout: Duration,
-    /// The number of idle connections kept; more are opened as calls need them.
-    pub max_idle_connections: usize,
     /// Whether bodies that are ready together are hashed together, rather than one by one.
     pub groups_hashes: bool,
 }
@@ -93,7 +91,6 @@ impl Default for FirehoseSettings {
             session_name: "standpipe".to_owned(),
             call_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(3),
-            max_idle_connections: 64,
             groups_hashes: true,
         }
     }
@@ -157,7 +154,7 @@ impl Firehose {
     ) -> Result<Self, FirehoseError> {
         let maker = Maker::new(chain, &connector, &settings.session_name);
         let targets = Targets::make(&maker, &settings.defaults, &settings.delivery_streams, None).await?;
-        let hasher = settings.groups_hashes.then(|| Hasher::start(settings.max_idle_connections)).transpose();
+        let hasher = settings.groups_hashes.then(Hasher::start).transpose();
         Ok(Self {
             connector,
             maker: Box::new(maker),
@@ -312,12 +309,12 @@ impl Answer {
     }
 }
 
-/// The SDK's own connector, with a pool of our size. Like the SDK's default it honours `HTTPS_PROXY` and `NO_PROXY`.
+/// The SDK's own connector. Its pool has as many connections as there were calls at once, until they are idle for too
+/// long. Like the SDK's default it honours `HTTPS_PROXY` and `NO_PROXY`.
 fn connector(settings: &FirehoseSettings) -> SharedHttpConnector {
     let connector = Connector::builder()
         .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
         .pool_idle_timeout(IDLE_CONNECTION_MAX)
-        .pool_max_idle_per_host(settings.max_idle_connections)
         .proxy_config(ProxyConfig::from_env())
         .connector_settings(
             HttpConnectorSettings::builder().connect_timeout(settings.connect_timeout).build(),

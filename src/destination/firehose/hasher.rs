@@ -2,7 +2,7 @@
 //! was full before `linger` was over is in no hurry and waits a moment for others, as long as they keep coming;
 //! one that is due waits for nobody.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -31,19 +31,19 @@ struct Job {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Hasher {
-    jobs: SyncSender<Job>,
+    /// Bounded by the calls in flight.
+    jobs: Sender<Job>,
 }
 
 impl Hasher {
-    /// Starts the thread; it ends when the hasher is dropped. At most `calls_max` bodies wait.
-    pub(super) fn start(calls_max: usize) -> std::io::Result<Self> {
-        let (jobs, waiting) = sync_channel(calls_max.max(1));
+    /// Starts the thread; it ends when the hasher is dropped.
+    pub(super) fn start() -> std::io::Result<Self> {
+        let (jobs, waiting) = channel();
         std::thread::Builder::new().name("hasher".to_owned()).spawn(move || run(&waiting))?;
         Ok(Self { jobs })
     }
 
-    /// The digest of a body in lower-case hexadecimal. What is small, or one call more than were announced, is
-    /// hashed at once and alone.
+    /// The digest of a body in lower-case hexadecimal. What is small is hashed at once and alone.
     pub(super) async fn digest(&self, call: &Call) -> String {
         self.digest_in_group(call).await.unwrap_or_else(|| digest(&call.body))
     }
@@ -53,7 +53,7 @@ impl Hasher {
             return None;
         }
         let (digest, hashed) = oneshot::channel();
-        self.jobs.try_send(Job { body: call.body.clone(), due: call.due, digest }).ok()?;
+        self.jobs.send(Job { body: call.body.clone(), due: call.due, digest }).ok()?;
         hashed.await.ok()
     }
 }
@@ -108,7 +108,7 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_that_come_together_are_each_hashed_right() {
-        let hasher = std::sync::Arc::new(Hasher::start(64).unwrap());
+        let hasher = std::sync::Arc::new(Hasher::start().unwrap());
         let bodies: Vec<Bytes> =
             (0..40u8).map(|fill| vec![fill; BODY_BYTES_MIN + usize::from(fill)].into()).collect();
         let ask = |body: Bytes| {
@@ -127,7 +127,7 @@ mod tests {
     #[tokio::test]
     async fn small_bodies_are_hashed_where_they_are() {
         let body = Bytes::from_static(b"{}");
-        let hasher = Hasher::start(1).unwrap();
+        let hasher = Hasher::start().unwrap();
         assert_eq!(hasher.digest_in_group(&call(body.clone())).await, None);
         assert_eq!(hasher.digest(&call(body.clone())).await, digest(&body));
     }
