@@ -65,7 +65,7 @@ pub async fn drain(
     // What is parked for good was not waited for, but it is counted like the rest.
     abandon(delivery).await;
     shared.orders.advance(Phase::Stop, &shared.returns);
-    report(&shared.metrics);
+    report(&shared.metrics, start.elapsed());
     let dropped = |totals: Totals| totals.dropped[Drop::DrainDeadline as usize];
     let left: u64 = shared.metrics.totals().into_iter().map(dropped).sum();
     if left == 0 { Drained::Clean } else { Drained::Left(left) }
@@ -116,9 +116,12 @@ async fn abandon(delivery: &mpsc::Sender<Command>) {
     }
 }
 
-/// A last line for each stream, with the identity.
-fn report(metrics: &Metrics) {
-    for totals in metrics.totals() {
+/// A line for each stream, with the identity, and a last one for all of them.
+fn report(metrics: &Metrics, took: Duration) {
+    let all = metrics.totals();
+    let sum = |of: fn(&Totals) -> u64| all.iter().map(of).sum::<u64>();
+    let (delivered, dropped, held) = (sum(|of| of.delivered), sum(Totals::dropped_in_all), sum(Totals::held));
+    for totals in &all {
         let (dropped, held) = (totals.dropped_in_all(), totals.held());
         let holds = totals.received + totals.recovered == totals.delivered + dropped + held;
         let verdict = if holds { "" } else { "; THE SUM DOES NOT HOLD, which is a bug: please report it" };
@@ -127,4 +130,7 @@ fn report(metrics: &Metrics) {
             totals.stream, totals.received, totals.recovered, totals.delivered
         );
     }
+    info!(
+        "drained in {took:.1?}: {delivered} events delivered since the start, {dropped} dropped, {held} left on disk"
+    );
 }

@@ -248,7 +248,7 @@ pub struct Spool {
     sync_failures: u32,
     retry_at: u64,
     free: Option<u64>,
-    free_at: u64,
+    free_at: Option<u64>,
     asking_space: bool,
     quarantined_bytes: u64,
     damaged_segments: u64,
@@ -303,7 +303,7 @@ impl Spool {
             sync_failures: 0,
             retry_at: 0,
             free: None,
-            free_at: 0,
+            free_at: None,
             asking_space: false,
             quarantined_bytes: 0,
             damaged_segments: 0,
@@ -505,7 +505,7 @@ impl Spool {
         if let Some(op) = self.next_adoption(now) {
             return Some((op, Purpose::Adopt));
         }
-        let is_due = self.free.is_none() || now >= self.free_at + SPACE_EVERY;
+        let is_due = self.free_at.is_none_or(|at| now >= at + SPACE_EVERY);
         if is_due && !self.asking_space && !self.is_stopping {
             self.asking_space = true;
             return Some((Op::Space, Purpose::Space));
@@ -525,7 +525,7 @@ impl Spool {
             Purpose::Close => (),
             Purpose::Space => {
                 self.asking_space = false;
-                self.free_at = now;
+                self.free_at = Some(now);
                 if let OpResult::Space(free) = result {
                     self.free = Some(free);
                 }

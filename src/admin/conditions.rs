@@ -180,7 +180,7 @@ fn losses(facts: &Facts<'_>, all: &mut Vec<Condition>) {
     }
     if let Some((rate, reasons)) = worst(&Reject::ALL.map(Reject::label), &facts.rates.rejected) {
         let sentence = format!(
-            "Lines were not taken, {}: {reasons}. `rejected` has what they look like and who sends them.",
+            "Lines were not taken, {}: {reasons}. What they look like, and who sends them, is under \"rejected\".",
             when(rate)
         );
         all.push(say(Severity::Warning, "rejecting", sentence));
@@ -459,7 +459,7 @@ mod tests {
             [
                 "Events were dropped, 120 a second now: memory.",
                 "Memory for events is at its limit: 95 % of 100 MiB are used, and 2 connections are paused.",
-                "Lines were not taken, 0.5 a second now: no_space. `rejected` has what they look like and who sends them.",
+                "Lines were not taken, 0.5 a second now: no_space. What they look like, and who sends them, is under \"rejected\".",
                 "The AWS credentials expire in 5 min.",
                 "Shard 1 is busy 95 % of the time, and all of them 28 % on average: its connections bring more than \
                  those of the others.",

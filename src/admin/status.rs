@@ -580,12 +580,24 @@ impl Places {
     }
 }
 
+/// Printable ASCII as it is, everything else escaped.
+fn readable(octets: &[u8]) -> String {
+    let mut text = String::new();
+    for octet in octets {
+        match octet {
+            b'"' | b'\'' => text.push(char::from(*octet)),
+            other => text.extend(other.escape_ascii().map(char::from)),
+        }
+    }
+    text
+}
+
 impl RejectedFrame {
     fn new(sample: &Sample) -> Self {
         Self {
             at: sample.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             peer: sample.peer.map(|peer| peer.to_string()),
-            frame: sample.head.escape_ascii().to_string(),
+            frame: readable(&sample.head),
             is_cut: sample.is_cut,
         }
     }
@@ -644,6 +656,12 @@ impl<'a> StreamStatus<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_are_shown_as_they_came_as_far_as_they_can_be() {
+        let shown = [(&b"{\"a\": '1'}"[..], "{\"a\": '1'}"), (b"a\\b\t\xff", "a\\\\b\\t\\xff")];
+        shown.into_iter().for_each(|(octets, text)| assert_eq!(readable(octets), text));
+    }
 
     #[test]
     fn a_query_says_which_rows_and_a_wrong_one_what_is_wrong() {

@@ -91,7 +91,7 @@ fn notes(stream: &str, rate: u32, is_known: bool) -> Vec<String> {
     let mut notes =
         vec![format!("a sample of stream {stream}: at most {rate} events a second, not all there are")];
     if !is_known {
-        notes.push(format!("no event of stream {stream} has come yet: it is waited for"));
+        notes.push(format!("no event of stream {stream} has come yet; waiting for the first"));
     }
     notes
 }

@@ -62,6 +62,7 @@ impl fmt::Display for Changes {
             _ => made.extend(self.streams.iter().map(|name| format!("[streams.{name}]"))),
         }
         match made.is_empty() {
+            true if !self.kept.is_empty() => f.write_str("nothing is different yet")?,
             true => f.write_str("nothing is different")?,
             false => write!(f, "changed: {}", made.join(", "))?,
         }

@@ -40,12 +40,12 @@ pub enum DirectoryError {
     )]
     BadInstance(String),
     /// The root cannot be made, opened or written to.
-    #[error("cannot write to the directory {}: {source}; name another, or let this user write there", root.display())]
+    #[error("cannot write to the directory {}: {error}; name another, or let this user write there", root.display())]
     Unusable {
         /// The root as it was given.
         root: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The system gave no thread.
     #[error("cannot start the thread that writes files: {0}")]
@@ -70,7 +70,7 @@ impl Directory {
         }
         let probe = format!(".standpipe-probe-{instance}-{}", std::process::id());
         let disk = HostDisk::open(root, &probe)
-            .map_err(|source| DirectoryError::Unusable { root: root.to_owned(), source })?;
+            .map_err(|error| DirectoryError::Unusable { root: root.to_owned(), error })?;
         Self::start(Writer::new(disk, instance, fsync))
     }
 

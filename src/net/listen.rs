@@ -95,9 +95,11 @@ pub fn listen(
 fn explain(address: &ListenAddress, error: &io::Error) -> io::Error {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "; another process listens there (--takeover takes over from a relay on purpose)"
+            "; another process listens there: choose another address, or take over from a relay on purpose with --takeover"
         }
-        io::ErrorKind::PermissionDenied => "; this user may not",
+        io::ErrorKind::PermissionDenied => {
+            "; this user may not: choose a port from 1024 on, or let it (CAP_NET_BIND_SERVICE)"
+        }
         _ => "",
     };
     io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{hint}"))

@@ -92,12 +92,28 @@ impl Host {
         }
     }
 
+    /// Where all of it lies.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes the root where there is none, and a directory in it, which is removed again: whether this user may.
+    ///
+    /// # Errors
+    /// What the system says where one of these fails.
+    pub(super) fn probe(&self) -> io::Result<()> {
+        let root = self.open_root()?;
+        let unfinished = format!("{UNFINISHED}{}", self.instance);
+        rustix::fs::mkdirat(&root, &unfinished, Mode::from_raw_mode(0o777))?;
+        Ok(rustix::fs::unlinkat(&root, &unfinished, AtFlags::REMOVEDIR)?)
+    }
+
     /// The name of a directory that is held, for the log.
     pub(super) fn name(&self, dir: u32) -> &str {
         self.folders.get(&dir).map_or(&self.instance, |folder| &folder.name)
     }
 
-    fn root(&self) -> io::Result<OwnedFd> {
+    fn open_root(&self) -> io::Result<OwnedFd> {
         fs::create_dir_all(&self.root)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::open(&self.root, flags, Mode::empty())?)
@@ -113,7 +129,7 @@ impl Host {
     }
 
     fn make_own(&self) -> io::Result<Folder> {
-        let root = self.root()?;
+        let root = self.open_root()?;
         let unfinished = format!("{UNFINISHED}{}", self.instance);
         match rustix::fs::mkdirat(&root, &unfinished, Mode::from_raw_mode(0o777)) {
             Ok(()) | Err(Errno::EXIST) => (),
@@ -128,7 +144,7 @@ impl Host {
 
     /// Takes over every directory whose lock is free. One that cannot be taken over stands in nobody else's way.
     pub(super) fn take_over(&mut self) -> io::Result<Vec<Taken>> {
-        let root = self.root()?;
+        let root = self.open_root()?;
         let mut taken = Vec::new();
         for entry in fs::read_dir(&self.root)? {
             let Ok(entry) = entry else { continue };
@@ -277,7 +293,7 @@ impl Host {
 
     pub(super) fn quarantine(&mut self, file: File) -> io::Result<()> {
         self.close(file);
-        let root = self.root()?;
+        let root = self.open_root()?;
         match rustix::fs::mkdirat(&root, QUARANTINE, Mode::from_raw_mode(0o777)) {
             Ok(()) | Err(Errno::EXIST) => (),
             Err(errno) => return Err(errno.into()),
@@ -295,7 +311,7 @@ impl Host {
     /// Removes an empty directory; its lock goes with it.
     pub(super) fn remove_dir(&mut self, dir: u32) -> io::Result<()> {
         self.open.retain(|file, _| file.dir != dir);
-        let root = self.root()?;
+        let root = self.open_root()?;
         let Some(folder) = self.folders.get(&dir) else { return Ok(()) };
         match rustix::fs::unlinkat(&root, &folder.name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => (),
@@ -307,7 +323,7 @@ impl Host {
 
     /// Bytes free for this user on the root's file system.
     pub(super) fn space(&self) -> io::Result<u64> {
-        let status = rustix::fs::fstatvfs(self.root()?.as_fd())?;
+        let status = rustix::fs::fstatvfs(self.open_root()?.as_fd())?;
         Ok(status.f_bavail.saturating_mul(status.f_frsize))
     }
 }

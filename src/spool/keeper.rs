@@ -94,11 +94,26 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts the thread. Directories that cannot be made or read are tried again, with a warning.
+    /// Starts the thread. A disk that fails is tried again, with a warning.
     ///
     /// # Errors
-    /// Where the system gives no thread.
+    /// Where this user may not write there, which no time will mend, and where the system gives no thread.
     pub fn start(settings: Settings) -> io::Result<Self> {
+        use io::ErrorKind::{NotADirectory, PermissionDenied};
+        let root = settings.root.display();
+        match Host::new(&settings.root, &settings.instance, false).probe() {
+            Ok(()) => (),
+            Err(error) if matches!(error.kind(), PermissionDenied | NotADirectory) => {
+                let what = format!(
+                    "cannot write to the spool's directory {root}: {error}; name another, or let this user write there"
+                );
+                return Err(io::Error::new(error.kind(), what));
+            }
+            Err(error) => warn!(
+                "the spool's directory {root} cannot be written to ({error}): what memory has no room for is dropped or \
+                 waits until it can"
+            ),
+        }
         let (commands, receiver) = mpsc::unbounded_channel();
         let (sender, events) = mpsc::unbounded_channel();
         let body = move || run(settings, receiver, sender);
@@ -283,7 +298,7 @@ impl Work {
         let host = self.host.borrow();
         match notice {
             Notice::Works => info!("{notice}{more}"),
-            Notice::Failing(_) => warn!("{notice}{more}"),
+            Notice::Failing(_) => warn!("{}: {notice}{more}", host.root().display()),
             Notice::Torn(file, _) => info!("spool directory {}: {notice}{more}", host.name(file.dir)),
             Notice::Adopted { dir, .. } => info!("spool directory {}: {notice}{more}", host.name(*dir)),
             Notice::Newer(dir, _) => warn!("spool directory {}: {notice}{more}", host.name(*dir)),
@@ -309,7 +324,8 @@ impl Work {
             Err(error) => {
                 if let Some(more) = self.logged.unreadable.say(Instant::now()) {
                     warn!(
-                        "the spool's directory cannot be read ({error}); it is tried again every few seconds{more}"
+                        "the spool's directory {} cannot be read ({error}); it is tried again every few seconds{more}",
+                        self.host.borrow().root().display()
                     );
                 }
             }

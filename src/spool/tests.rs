@@ -776,6 +776,19 @@ fn starting_reads_indexes_and_not_lines() {
     assert!(bytes > 4 << 20 && rig.disk.read < 16 << 10, "{} of {bytes} bytes were read", rig.disk.read);
 }
 
+/// Where even that failed, it was asked again at once, for ever: a spool in a folder that this user may not write to took
+/// a whole CPU.
+#[test]
+fn free_space_that_cannot_be_told_is_not_asked_for_again_at_once() {
+    let mut spool = Spool::new(LIMITS, 7);
+    let start = 1_000_000_000;
+    let (id, op) = spool.next_op(start).expect("the free space is asked for first");
+    assert!(matches!(op, Op::Space), "{op:?}");
+    spool.completed(id, OpResult::Failed("Permission denied".to_owned()), start);
+    assert!(spool.next_op(start).is_none() && spool.next_op(start + SPACE_EVERY - 1).is_none());
+    assert!(matches!(spool.next_op(start + SPACE_EVERY), Some((_, Op::Space))));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 

@@ -106,6 +106,22 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert!(plan.contains("1.5s") && plan.contains("200.0 MiB") && plan.contains("127.0.0.1:3"), "{plan}");
 }
 
+/// It was started with, and what went to disk was dropped at the end. A user who may not write is played by a file, since
+/// tests may run as root.
+#[test]
+fn a_place_that_cannot_be_written_to_is_refused_at_start_and_named_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let below = format!("{}/below", written(directory.path(), ""));
+    let spooled = ["--destination", "null", "--spool", &below];
+    for arguments in [&spooled[..], &["--destination", &format!("directory:{below}")]] {
+        let output = standpipe(&[&["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"], arguments].concat());
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        let is_named = errors.contains(&format!("{below}: ")) && errors.contains("let this user write there");
+        assert!(is_named && errors.matches("(os error").count() == 1, "{errors}");
+    }
+}
+
 #[test]
 fn a_wrong_command_line_is_refused_with_2() {
     for arguments in [&["--lingr", "1s"][..], &["relya"], &["--shards", "0"], &["check", "/nonexistent.toml"]]

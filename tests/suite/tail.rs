@@ -128,7 +128,7 @@ fn a_stream_may_begin_later_and_one_that_is_not_taken_is_said(io: Io) {
     let flags = format!("--destination null --linger 50ms --config {}", file.display());
     let relay = Relay::start(io, &flags);
     let mut tail = Tail::start(&relay, "clicks");
-    let note = "no event of stream clicks has come yet: it is waited for";
+    let note = "no event of stream clicks has come yet; waiting for the first";
     tail.process.wait_for_line(|line| line.contains(note).then_some(())).unwrap();
     relay.send(b"clicks 1\n");
     assert_eq!(tail.line(), "1\n");

@@ -16,13 +16,13 @@ const DROPPED = {
   lost_downstream: "the relay that they were delivered to has lost them",
 };
 const REJECTED = {
-  no_space: "no space parts a name from a payload; a line is STREAM, a space, PAYLOAD",
+  no_space: "no space parts a name from a payload; a line is STREAM, a space, PAYLOAD, also where the payload is JSON",
   bad_name: "the name of a stream is 1 to 64 of A-Z a-z 0-9 _ . -",
   empty_payload: "nothing stands behind the space",
   too_long: "the payload is longer than max_frame_bytes",
   too_many_streams: "the name is new, and max_streams names are known already",
   unknown_stream: "only configured streams are taken, and this one is not",
-  truncated: "the connection ended before the line did",
+  truncated: "the connection ended before the line did; each ends with a line feed",
   bad_control: "a line that starts with ! and is no control frame",
 };
 const STATES = {
@@ -222,7 +222,8 @@ function showHead(status) {
 
 function showConditions(conditions, status) {
   const quiet = status && !conditions.length && status.totals.received + status.totals.recovered > 0;
-  const shown = quiet ? [{ severity: "good", kind: "well", sentence: "All is well: what comes is delivered." }] : conditions;
+  const missed = status?.totals.rejected ? ` ${counted(status.totals.rejected, "line was", "lines were")} not taken so far: the end of this page says why.` : "";
+  const shown = quiet ? [{ severity: "good", kind: "well", sentence: `All is well: what comes is delivered.${missed}` }] : conditions;
   list(byId("conditions"), shown, (one) => one.kind, () => make("p"), (node, one) => {
     mark(node, `condition ${one.severity}`);
     say(node, one.sentence);
