@@ -188,6 +188,20 @@ impl Config {
         self.delivery_streams.find(name).unwrap_or(&self.delivery_stream_defaults).clone()
     }
 
+    /// A sentence where settings of Firehose stand beside another destination, which has no use for them: most likely that
+    /// was forgotten.
+    pub fn without_effect(&self) -> Option<String> {
+        let has_none = self.delivery_stream_defaults == DeliveryStreamSettings::default()
+            && self.delivery_streams == DeliveryStreams::default();
+        (self.destination != DestinationChoice::Firehose && !has_none).then(|| {
+            format!(
+                "settings of delivery streams, such as region or [delivery_streams], have no effect with the destination \
+                 {}; for Firehose, set destination = \"firehose\"",
+                self.destination
+            )
+        })
+    }
+
     /// What this becomes where `new` is reloaded: the reloadable settings are those of `new`, the others stay as they
     /// are. Says which of either differ.
     pub fn reloaded(&self, new: Config) -> (Config, Changes) {

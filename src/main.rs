@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use standpipe::cli::{self, Command};
-use standpipe::config::{Config, Sources};
+use standpipe::config::{Config, DestinationChoice, Sources};
 use standpipe::drain::Drained;
 use standpipe::log::Log;
 use standpipe::memory::{Machine, Plan};
@@ -105,7 +105,10 @@ fn serve(config: Config, sources: Sources, plan: Plan, log: Log) -> anyhow::Resu
 fn check(config: &Config) -> ExitCode {
     raise_file_limit();
     match Plan::new(config, Machine::detect()) {
-        Ok(plan) => print(format!("{}\n\n{plan}\n", summary(config)).as_bytes()),
+        Ok(plan) => {
+            config.without_effect().iter().for_each(|sentence| eprintln!("warning: {sentence}"));
+            print(format!("{}\n\n{plan}\n", summary(config)).as_bytes())
+        }
         Err(error) => {
             eprintln!("{error}");
             ExitCode::from(cli::EXIT_CONFIGURATION)
@@ -115,8 +118,15 @@ fn check(config: &Config) -> ExitCode {
 
 fn summary(config: &Config) -> String {
     let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    let region = match (&config.destination, &config.delivery_stream_defaults.region) {
+        (DestinationChoice::Firehose, Some(region)) => format!(", region {region}"),
+        (DestinationChoice::Firehose, None) => {
+            ", in the region of AWS_REGION or of the AWS profile".to_owned()
+        }
+        _ => String::new(),
+    };
     format!(
-        "{:<14} {}\n{:<14} {}\n{:<14} {}\n{:<14} {:?}\n{:<14} {}",
+        "{:<14} {}\n{:<14} {}\n{:<14} {}{region}\n{:<14} {:?}\n{:<14} {}",
         "listen",
         listen.join(", "),
         "admin",

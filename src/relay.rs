@@ -60,6 +60,9 @@ const STOPPING_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// Where it cannot start: an address is taken, or a destination is not usable.
 pub async fn run(config: Config, sources: Sources, plan: Plan, log: Log) -> anyhow::Result<Drained> {
+    if let Some(sentence) = config.without_effect() {
+        warn!("{sentence}");
+    }
     let (driver, refused) = probe::choose(config.io)?;
     if let Some(refused) = refused {
         warn!("{refused}. Sockets are read with epoll instead, at a higher cost in CPU");

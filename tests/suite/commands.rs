@@ -106,6 +106,18 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert!(plan.contains("1.5s") && plan.contains("200.0 MiB") && plan.contains("127.0.0.1:3"), "{plan}");
 }
 
+#[test]
+fn settings_of_firehose_without_it_are_warned_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = written(directory.path(), "[delivery_streams.clicks]\nregion = \"eu-central-1\"\n");
+    let output = standpipe(&["check", &path]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stderr).contains("set destination = \"firehose\""), "{}", text(&output.stderr));
+    let output = standpipe(&["check", &path, "--destination", "firehose", "--region", "eu-west-1"]);
+    assert!(text(&output.stdout).contains("firehose, region eu-west-1"), "{}", text(&output.stdout));
+    assert_eq!(text(&output.stderr), "");
+}
+
 /// It was started with, and what went to disk was dropped at the end. A user who may not write is played by a file, since
 /// tests may run as root.
 #[test]
