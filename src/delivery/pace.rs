@@ -34,6 +34,10 @@ const WINDOW: Duration = Duration::from_secs(1);
 const WINDOW_RECORDS: u64 = 8;
 /// See [`WINDOW_RECORDS`].
 const WINDOW_MAX: Duration = Duration::from_secs(4);
+/// A first window in which more is throttled than accepted ends after so long: it is spent on calls in vain.
+const FIRST_WINDOW: Duration = Duration::from_millis(250);
+/// But not with fewer answered records: with fewer, that may be chance.
+const FIRST_RECORDS: u64 = 64;
 /// What was throttled as a whole counts if something was accepted within this before it, and is within this after it.
 const OUTAGE: Duration = Duration::from_secs(2);
 /// What a lane did not use within this is not saved up for later.
@@ -297,7 +301,10 @@ impl Pace {
         window.answered.add(answered);
         let (window, elapsed) = (*window, now.saturating_duration_since(window.since));
         let is_whole = elapsed >= WINDOW && window.answered.records >= WINDOW_RECORDS;
-        if is_whole || elapsed >= WINDOW_MAX {
+        let is_in_vain = self.learned.is_none()
+            && window.answered.throttled > window.answered.accepted
+            && window.answered.records >= FIRST_RECORDS;
+        if is_whole || (is_in_vain && elapsed >= FIRST_WINDOW) || elapsed >= WINDOW_MAX {
             self.window = None;
             self.conclude(&window, elapsed, now);
         }
@@ -407,6 +414,16 @@ mod tests {
         pace.answered(answer((1 << 20) - 1_000, 2 << 20), start, at(start, 1_000));
         assert_eq!(pace.learned(), Some(MIB));
         assert_eq!(pace.call_max(), CallMax { bytes: 1 << 18, ..CallMax::WHOLE });
+    }
+
+    #[test]
+    fn where_most_is_throttled_a_rate_is_learned_at_once() {
+        for (throttled, learned) in [(1, None), (2, Some(MIB))] {
+            let (mut pace, start) = (Pace::default(), Instant::now());
+            pace.started(4 << 20, 500, start);
+            pace.answered(answer(1 << 20, throttled << 20), start, at(start, 250));
+            assert_eq!(pace.learned(), learned);
+        }
     }
 
     #[test]
