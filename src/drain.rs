@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use crate::delivery::Command;
-use crate::metrics::{Drop, Metrics, Totals};
+use crate::metrics::{Drop, Totals};
 use crate::shard::{Phase, Shared};
 
 /// Reading out may take this share of the deadline; the rest is for delivering.
@@ -65,9 +65,9 @@ pub async fn drain(
     // What is parked for good was not waited for, but it is counted like the rest.
     abandon(delivery).await;
     shared.orders.advance(Phase::Stop, &shared.returns);
-    report(&shared.metrics, start.elapsed());
-    let dropped = |totals: Totals| totals.dropped[Drop::DrainDeadline as usize];
-    let left: u64 = shared.metrics.totals().into_iter().map(dropped).sum();
+    let totals = shared.metrics.totals();
+    report(&totals, start.elapsed());
+    let left: u64 = totals.iter().map(|totals| totals.dropped[Drop::DrainDeadline as usize]).sum();
     if left == 0 { Drained::Clean } else { Drained::Left(left) }
 }
 
@@ -117,11 +117,10 @@ async fn abandon(delivery: &mpsc::Sender<Command>) {
 }
 
 /// A line for each stream, with the identity, and a last one for all of them.
-fn report(metrics: &Metrics, took: Duration) {
-    let all = metrics.totals();
+fn report(all: &[Totals], took: Duration) {
     let sum = |of: fn(&Totals) -> u64| all.iter().map(of).sum::<u64>();
     let (delivered, dropped, held) = (sum(|of| of.delivered), sum(Totals::dropped_in_all), sum(Totals::held));
-    for totals in &all {
+    for totals in all {
         let (dropped, held) = (totals.dropped_in_all(), totals.held());
         let holds = totals.received + totals.recovered == totals.delivered + dropped + held;
         let verdict = if holds { "" } else { "; THE SUM DOES NOT HOLD, which is a bug: please report it" };

@@ -61,10 +61,10 @@ impl fmt::Display for Changes {
             count if count > STREAMS_NAMED_MAX => made.push(format!("{count} streams")),
             _ => made.extend(self.streams.iter().map(|name| format!("[streams.{name}]"))),
         }
-        match made.is_empty() {
-            true if !self.kept.is_empty() => f.write_str("nothing is different yet")?,
-            true => f.write_str("nothing is different")?,
-            false => write!(f, "changed: {}", made.join(", "))?,
+        match (made.is_empty(), self.kept.is_empty()) {
+            (true, true) => f.write_str("nothing is different")?,
+            (true, false) => f.write_str("nothing is different yet")?,
+            (false, _) => write!(f, "changed: {}", made.join(", "))?,
         }
         self.kept.iter().try_for_each(|key| write!(f, "\n{key}: takes effect after a restart"))
     }

@@ -103,7 +103,7 @@ impl Host {
     /// What the system says where one of these fails.
     pub(super) fn probe(&self) -> io::Result<()> {
         let root = self.open_root()?;
-        let unfinished = format!("{UNFINISHED}{}", self.instance);
+        let unfinished = self.unfinished();
         rustix::fs::mkdirat(&root, &unfinished, Mode::from_raw_mode(0o777))?;
         Ok(rustix::fs::unlinkat(&root, &unfinished, AtFlags::REMOVEDIR)?)
     }
@@ -111,6 +111,11 @@ impl Host {
     /// The name of a directory that is held, for the log.
     pub(super) fn name(&self, dir: u32) -> &str {
         self.folders.get(&dir).map_or(&self.instance, |folder| &folder.name)
+    }
+
+    /// What this process's own directory is called while it is made.
+    fn unfinished(&self) -> String {
+        format!("{UNFINISHED}{}", self.instance)
     }
 
     fn open_root(&self) -> io::Result<OwnedFd> {
@@ -130,7 +135,7 @@ impl Host {
 
     fn make_own(&self) -> io::Result<Folder> {
         let root = self.open_root()?;
-        let unfinished = format!("{UNFINISHED}{}", self.instance);
+        let unfinished = self.unfinished();
         match rustix::fs::mkdirat(&root, &unfinished, Mode::from_raw_mode(0o777)) {
             Ok(()) | Err(Errno::EXIST) => (),
             Err(errno) => return Err(errno.into()),
