@@ -10,6 +10,10 @@
 //! copy and the base64 of the same bytes. Its batches are settled by the bench as soon as they are sealed. Streams
 //! that gather less than 64 KiB stay lines, as they do in the relay, so their floor has no base64; how few octets a
 //! stream gets is what makes many streams cost more.
+//!
+//! `linger` is the same over many rounds, each of which stands for a part of a second: every stream is sealed at its
+//! own instant and gathers for a second, as in a relay. Buffers of thousands of streams are then far larger than the
+//! caches and lie where there was room, which is what the first touch of each line costs.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -33,6 +37,8 @@ use support::{READ_BYTES, SIZES};
 /// Payload octets of one round with few streams: several full bodies, and more than the caches hold.
 const BYTES: usize = 16 << 20;
 const STREAMS: [usize; 4] = [1, 16, 1_000, 10_000];
+/// What a round of [`BYTES`] stands for in `linger`: 270 MB a second.
+const ROUND: Duration = Duration::from_millis(62);
 const FULL: Packing = Packing {
     mode: PackingMode::Full,
     record_events_max: u32::MAX,
@@ -127,15 +133,62 @@ fn intake_of(
     let shared = support::shared(Encoding::Records);
     let mut shard = Bare::new(Arc::clone(&shared), 1);
     let encoded = round(&mut shard, &shared, traffic);
+    floor_of(group, traffic, encoded, name);
+    group.bench_function(BenchmarkId::new("append and seal", name), |bencher| {
+        bencher
+            .iter_custom(|rounds| support::cpu_of(rounds, || round(&mut shard, &shared, black_box(traffic))));
+    });
+}
+
+fn linger(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("linger");
+    for streams in STREAMS {
+        for order in Order::ALL.into_iter().filter(|order| streams > 1 || *order == Order::Sorted) {
+            let traffic = Traffic::of_bytes(250, streams, BYTES, order);
+            linger_of(&mut group, &traffic, &format!("250B/{streams} streams {}", order.label()));
+        }
+    }
+    group.finish();
+}
+
+fn linger_of(
+    group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>,
+    traffic: &Traffic,
+    name: &str,
+) {
+    group.throughput(Throughput::ElementsAndBytes {
+        elements: traffic.events,
+        bytes: traffic.bytes.len() as u64,
+    });
+    let shared = support::shared(Encoding::Records);
+    let mut shard = Bare::new(Arc::clone(&shared), 1);
+    let mut now = Instant::now();
+    let mut round = || {
+        let encoded = feed(&mut shard, &shared, traffic);
+        now += ROUND;
+        shard.turn(now);
+        encoded + settle(&shared)
+    };
+    // Two seconds of it: all streams have been sealed and begun anew.
+    let rounds = (Duration::from_secs(2).as_nanos() / ROUND.as_nanos()) as u64;
+    let encoded = (0..rounds).map(|_| round()).sum::<u64>() / rounds;
+    floor_of(group, traffic, encoded.min(traffic.payload_bytes), name);
+    group.bench_function(BenchmarkId::new("append and seal", name), |bencher| {
+        bencher.iter_custom(|rounds| support::cpu_of(rounds, &mut round));
+    });
+}
+
+fn floor_of(
+    group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>,
+    traffic: &Traffic,
+    encoded: u64,
+    name: &str,
+) {
     let (mut copy, mut text) = (Vec::new(), Vec::new());
     group.bench_function(BenchmarkId::new("floor: memchr + memcpy + base64", name), |bencher| {
         bencher.iter_custom(|rounds| {
             support::cpu_of(rounds, || floor(black_box(traffic), encoded, &mut copy, &mut text))
         });
-    });
-    group.bench_function(BenchmarkId::new("append and seal", name), |bencher| {
-        bencher
-            .iter_custom(|rounds| support::cpu_of(rounds, || round(&mut shard, &shared, black_box(traffic))));
     });
 }
 
@@ -157,15 +210,21 @@ fn floor(traffic: &Traffic, encoded: u64, copy: &mut Vec<u8>, text: &mut Vec<u8>
 
 /// Feeds all of the traffic, seals what is left, settles everything, and tells how many raw octets were encoded.
 fn round(shard: &mut Bare, shared: &Shared, traffic: &Traffic) -> u64 {
+    let mut encoded = feed(shard, shared, traffic);
+    shard.turn(Instant::now());
+    shard.seal_all();
+    encoded += settle(shared);
+    assert!(!shard.has_waiting(), "there is memory for all of it");
+    encoded
+}
+
+/// Feeds all of the traffic and settles what is full, and tells how many raw octets of it were encoded.
+fn feed(shard: &mut Bare, shared: &Shared, traffic: &Traffic) -> u64 {
     let mut encoded = 0;
     for read in traffic.bytes.chunks(READ_BYTES) {
         shard.data(0, read);
         encoded += settle(shared);
     }
-    shard.turn(Instant::now());
-    shard.seal_all();
-    encoded += settle(shared);
-    assert!(!shard.has_waiting(), "there is memory for all of it");
     encoded
 }
 
@@ -182,5 +241,5 @@ fn settle(shared: &Shared) -> u64 {
     encoded
 }
 
-criterion_group! { name = benches; config = sampling::quick(); targets = encoder, intake }
+criterion_group! { name = benches; config = sampling::quick(); targets = encoder, intake, linger }
 criterion_main!(benches);

@@ -156,7 +156,7 @@ impl Buffer {
         if encodes && wanted > bound && !self.is_empty() {
             return self.start_encoding(memory);
         }
-        let likely = if self.is_empty() && !memory.is_above_half() { self.last_lines } else { 0 };
+        let likely = if self.is_empty() && !memory.is_above_half() { self.likely_lines() } else { 0 };
         let doubled = (2 * self.lines.capacity()).max(likely).min(bound);
         let capacity = wanted.max(doubled).max(LINES_BYTES_MIN);
         let beside = if self.lines.capacity() == 0 { BATCH_BYTES } else { 0 };
@@ -165,6 +165,12 @@ impl Buffer {
         }
         self.lines.reserve_exact(capacity - self.lines.len());
         Append::Done
+    }
+
+    /// The bytes of lines that the next buffer will likely come to: as many as the last, and a bit more, since half of
+    /// all have more than the one before.
+    fn likely_lines(&self) -> usize {
+        self.last_lines + self.last_lines / 8
     }
 
     /// Turns the lines gathered so far into an open body.

@@ -40,6 +40,9 @@ pub trait Taker {
     /// Looks at a cut that will be offered soon, or again later. It counts nothing and takes nothing.
     fn look(&mut self, cut: &Cut<'_>) -> Self::Seen;
 
+    /// Is told that what it has looked at since the last call will be taken now.
+    fn looked(&mut self) {}
+
     /// Is shown the start of a line that is too long, before that is taken.
     fn too_long(&mut self, _start: &[u8]) {}
 
@@ -143,6 +146,7 @@ impl Connection {
             if found == 0 {
                 return self.keep_half(&data[start..], taker);
             }
+            taker.looked();
             for (end, seen) in ahead.into_iter().take(found) {
                 let cut = self.cut(&data[start..end]);
                 if cut == Cut::TooLong {
@@ -204,6 +208,7 @@ impl Connection {
 /// Looks at a cut and takes it at once.
 fn offer(taker: &mut impl Taker, cut: Cut<'_>) -> Taken {
     let seen = taker.look(&cut);
+    taker.looked();
     taker.take(cut, seen)
 }
 

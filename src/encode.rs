@@ -116,6 +116,21 @@ impl Encoder {
         self.json.reserve_exact(capacity.saturating_sub(self.json.len()));
     }
 
+    /// The same for the body that so many events of so many raw bytes in all need, as far as one call may have them.
+    pub fn reserve_for(&mut self, bytes: usize, events: u64) {
+        let events = usize::try_from(events).unwrap_or(usize::MAX);
+        let records = match self.packing.mode {
+            PackingMode::Single => events,
+            // What closes a record for its bytes is that the next line does not fit: two of them exceed the most.
+            PackingMode::Full => {
+                2 * bytes / self.packing.record_bytes_max as usize
+                    + events / self.packing.record_events_max as usize
+                    + 1
+            }
+        };
+        self.reserve(body_bytes(bytes.min(self.bytes_max), records.min(CALL_RECORDS_MAX)));
+    }
+
     /// Appends one line, LF included, that [`fits`](Encoder::fits).
     pub fn push(&mut self, line: &[u8]) {
         if self.open_events > 0 && self.needs_new_record(line.len()) {
@@ -301,7 +316,10 @@ pub fn decode_record_start(json: &[u8], bytes_max: usize, lines: &mut Vec<u8>) {
 
 /// The largest body of `bytes` raw bytes, its tail included.
 pub fn body_bytes_max(bytes: usize) -> usize {
-    let records = CALL_RECORDS_MAX.min(bytes / 2 + 1);
+    body_bytes(bytes, CALL_RECORDS_MAX.min(bytes / 2 + 1))
+}
+
+fn body_bytes(bytes: usize, records: usize) -> usize {
     BODY_OPEN.len() + base64::length(bytes) + records * RECORD_OVERHEAD + TAIL_BYTES_MAX
 }
 

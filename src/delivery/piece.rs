@@ -435,8 +435,7 @@ fn pack_records(loose: &mut std::collections::VecDeque<Loose>, memory: &Arc<Memo
     let stream = Arc::clone(&loose.front()?.ticket.stream);
     let (oldest, turn) = (loose.front()?.oldest(), loose.front()?.turn);
     let mut encoder = Encoder::new(stream.settings.load().packing, CALL_BYTES_MAX);
-    encoder
-        .reserve(encode::body_bytes_max(loose.iter().map(Loose::bytes).sum::<usize>().min(CALL_BYTES_MAX)));
+    encoder.reserve_for(loose.iter().map(Loose::bytes).sum(), loose.iter().map(Loose::events).sum());
     let mut parts = Vec::new();
     while let Some(front) = loose.front_mut() {
         let before = encoder.events();

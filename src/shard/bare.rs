@@ -139,3 +139,48 @@ impl Bare {
         self.0.next_due()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Body;
+    use crate::frame::Reject;
+
+    #[test]
+    fn lines_reach_their_stream_whatever_place_was_guessed() {
+        const STREAMS: usize = 2_000;
+        let shared = shared(Config::default(), Encoding::Lines);
+        let mut shard = Bare::new(Arc::clone(&shared), 1);
+        // Each name once, then each twice running; between them names that are not allowed.
+        let mut lines = String::new();
+        let mut say = |name: &str| lines += &format!("{name} of {name}\n");
+        for stream in 0..STREAMS {
+            say(&format!("s{stream}"));
+        }
+        for stream in (0..STREAMS).rev() {
+            say(&format!("s{stream}"));
+            say(&format!("s{stream}"));
+            say(&format!("s/{stream}"));
+        }
+        shard.data(0, lines.as_bytes());
+        let streams = &shard.0.streams;
+        let names = || (0..STREAMS).map(|stream| format!("s{stream}"));
+        let is_wrong = |name: &String| streams.guess(name.as_bytes()) != streams.find(name.as_bytes());
+        assert!(names().filter(is_wrong).count() > 0, "no guess was wrong");
+        assert!(
+            (0..STREAMS).any(|stream| streams.guess(format!("s/{stream}").as_bytes()).is_some()),
+            "no unknown name was guessed"
+        );
+        shard.seal_all();
+        let mut sealed = 0;
+        while let Some(batch) = shared.handoff.pop() {
+            let Body::Lines(lines) = batch.body else { panic!("lines stay lines") };
+            let line = format!("of {}\n", batch.ticket.stream.name);
+            assert_eq!(String::from_utf8(lines).unwrap(), line.repeat(3));
+            sealed += 1;
+        }
+        assert_eq!(sealed, STREAMS);
+        let rejected = &shared.metrics.shards[0].rejected;
+        assert_eq!(rejected[Reject::BadName as usize].get(), STREAMS as u64);
+    }
+}

@@ -134,6 +134,8 @@ pub(super) struct Intake {
     pub(super) allowance: Allowance,
     /// The start of the line that was last found too long.
     too_long: Vec<u8>,
+    /// The events that were looked at and not taken: the place of each and the octets of its payload.
+    ahead: Vec<(u32, usize)>,
     pub(super) logged: Logged,
 }
 
@@ -178,6 +180,7 @@ impl Intake {
             blocked: Vec::new(),
             closing: false,
             too_long: Vec::new(),
+            ahead: Vec::new(),
             logged: Logged::default(),
         }
     }
@@ -311,7 +314,8 @@ impl Intake {
             peer.blocked_on = None;
         }
         let mut connection = std::mem::replace(&mut peer.connection, Connection::new(0));
-        let mut taker = Offer { intake: self, key, peer: &mut peer, last: u32::MAX };
+        self.ahead.clear();
+        let mut taker = Offer { intake: self, key, peer: &mut peer, last: u32::MAX, repeats: false };
         let taken = match bytes {
             Some(bytes) => connection.feed(bytes, &mut taker),
             None => connection.resume(&mut taker),
@@ -381,8 +385,13 @@ impl Intake {
         }
     }
 
-    /// The place of a stream that this shard sees for the first time.
+    /// The place of a stream that the roster did not guess.
     #[cold]
+    fn place_of(&mut self, name: &[u8]) -> Result<u32, Reject> {
+        self.streams.find(name).map_or_else(|| self.meet(name), Ok)
+    }
+
+    /// The place of a stream that this shard sees for the first time.
     fn meet(&mut self, name: &[u8]) -> Result<u32, Reject> {
         let stream = self.shared.registry.resolve(name)?;
         let buffer = Buffer::new(self.shared.shape, &self.shared.memory, &stream);
@@ -509,15 +518,18 @@ struct Offer<'a> {
     peer: &'a mut Peer,
     /// The place of the last line's stream.
     last: u32,
+    /// The line before that was for the same.
+    repeats: bool,
 }
 
 /// What a look at a line found.
 #[derive(Clone, Copy)]
 enum Seen {
-    /// An event for the stream at this place; its payload starts so many octets into the line.
+    /// An event for the stream at this place, or most likely for it; its payload starts so many octets into the line.
     Event {
         stream: u32,
         payload: u8,
+        is_guess: bool,
     },
     Control,
     Reject(Reject),
@@ -541,18 +553,30 @@ impl Taker for Offer<'_> {
             Err(reason) => return Seen::Reject(reason),
         };
         let offset = (name.len() + 1) as u8;
-        // A connection often repeats a name, and then its buffer is at hand, too.
-        if self.intake.streams.is_at(self.last, name) {
-            return Seen::Event { stream: self.last, payload: offset };
+        // A connection often repeats a name, and then its buffer is at hand, too. After one line the entry may still be on
+        // its way.
+        if self.repeats && self.intake.streams.is_at(self.last, name) {
+            return Seen::Event { stream: self.last, payload: offset, is_guess: false };
         }
-        match self.intake.streams.find(name).map_or_else(|| self.intake.meet(name), Ok) {
+        match self.intake.streams.guess(name).map_or_else(|| self.intake.place_of(name), Ok) {
             Err(reason) => Seen::Reject(reason),
             Ok(stream) => {
-                if let Some(local) = self.intake.streams.get(stream) {
-                    local.buffer.prefetch(payload.len());
-                }
+                self.intake.ahead.push((stream, payload.len()));
+                self.repeats = stream == self.last;
                 self.last = stream;
-                Seen::Event { stream, payload: offset }
+                Seen::Event { stream, payload: offset, is_guess: true }
+            }
+        }
+    }
+
+    /// The entries of the streams have come, so it is known where the lines go to. All of these places are asked for at
+    /// once: looking them up in the page tables takes long, too, and the processor does several of that side by side.
+    #[inline]
+    fn looked(&mut self) {
+        let Intake { ahead, streams, .. } = &mut *self.intake;
+        for (stream, length) in ahead.drain(..) {
+            if let Some(local) = streams.get(stream) {
+                local.prefetch(length);
             }
         }
     }
@@ -567,8 +591,16 @@ impl Taker for Offer<'_> {
     #[inline]
     fn take(&mut self, cut: Cut<'_>, seen: Seen) -> Taken {
         match (seen, cut) {
-            (Seen::Event { stream, payload }, Cut::Line(line)) => {
-                self.intake.gather(stream, &line[usize::from(payload)..], self.peer)
+            (Seen::Event { mut stream, payload, is_guess }, Cut::Line(line)) => {
+                let (name, payload) = line.split_at(usize::from(payload));
+                let name = &name[..name.len() - 1];
+                if is_guess && !self.intake.streams.is_at(stream, name) {
+                    match self.intake.place_of(name) {
+                        Ok(place) => stream = place,
+                        Err(reason) => return self.intake.reject(reason, line, self.key, self.peer),
+                    }
+                }
+                self.intake.gather(stream, payload, self.peer)
             }
             (Seen::Control, Cut::Line(line)) => {
                 self.intake.control(self.key, self.peer, &line[1..line.len() - 1])

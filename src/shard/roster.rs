@@ -1,9 +1,13 @@
 //! The streams that one shard knows, found by name once a line. It keeps them where they lie: a place is given
-//! away only once its stream is forgotten. What a line touches lies together, since with thousands of streams
-//! each of these looks leaves the cache: the table of places is a few bytes a stream, and the name stands in the
-//! stream's own entry, beside the buffer that the line is about to be copied to.
+//! away only once its stream is forgotten.
+//!
+//! With thousands of streams each entry that a line touches leaves the caches. The table of places stays in them: it
+//! is a few bytes a stream, enough of a name's hash to [guess](Roster::guess) its place without a look at the entry.
+//! The entry then has time to come before it is looked at, and holds all that a line needs together: the name that
+//! tells whether the guess was right, and the buffer.
 
 use std::hash::BuildHasher;
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,21 +17,25 @@ use hashbrown::HashTable;
 use crate::buffer::Buffer;
 use crate::frame::STREAM_NAME_BYTES_MAX;
 use crate::metrics::ShardCell;
+use crate::prefetch;
 use crate::stream::Stream;
 
-/// One stream on this shard.
+/// One stream on this shard. What every line touches stands first, and ends with the buffer.
 #[derive(Debug)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub(super) struct Local {
     name: Name,
     /// What this shard counts for it.
     pub(super) cell: Arc<ShardCell>,
-    pub(super) buffer: Buffer,
-    pub(super) stream: Arc<Stream>,
     /// The sequence of the batch that is open.
     pub(super) batch: u64,
+    pub(super) buffer: Buffer,
+    pub(super) stream: Arc<Stream>,
     pub(super) used_at: Instant,
 }
+
+/// Octets of an entry that every line touches.
+const HOT_BYTES: usize = offset_of!(Local, stream);
 
 /// A stream's name without a pointer to it.
 #[derive(Debug)]
@@ -55,17 +63,45 @@ impl Name {
 }
 
 impl Local {
+    /// Hints that a line of `length` octets will be appended soon, and counted.
+    #[inline]
+    pub(super) fn prefetch(&self, length: usize) {
+        self.buffer.prefetch(length);
+        prefetch::for_writing(Arc::as_ptr(&self.cell).cast(), 1);
+    }
+
     /// Whether it is found by its name.
     pub(super) fn is_listed(&self) -> bool {
         self.name.length > 0
     }
 }
 
+/// Where a stream lies.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    index: u32,
+    /// Of its name's hash, what tells it from nearly all others.
+    tag: u32,
+}
+
+impl Place {
+    fn new(index: u32, hash: u64) -> Self {
+        Self { index, tag: tag(hash) }
+    }
+}
+
+/// The table itself uses the uppermost bits, and as many of the lowest as it has places. Unit tests have one bit, so that
+/// wrong guesses are made there.
+fn tag(hash: u64) -> u32 {
+    let tag = (hash >> 24) as u32;
+    if cfg!(test) { tag & 1 } else { tag }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     hasher: RandomState,
-    places: HashTable<u32>,
+    places: HashTable<Place>,
     locals: Vec<Option<Local>>,
     free: Vec<u32>,
 }
@@ -77,11 +113,19 @@ impl Roster {
         self.get(place).is_some_and(|local| local.name.is(name))
     }
 
-    /// The place of a name.
+    /// The place that a name has if it has one, most likely: its entry is not looked at, but asked for from memory.
     #[inline]
+    pub(super) fn guess(&self, name: &[u8]) -> Option<u32> {
+        let hash = self.hasher.hash_one(name);
+        let place = self.places.find(hash, |place| place.tag == tag(hash))?.index;
+        prefetch::for_writing(self.locals.as_ptr().wrapping_add(place as usize).cast(), HOT_BYTES);
+        Some(place)
+    }
+
+    /// The place of a name.
     pub(super) fn find(&self, name: &[u8]) -> Option<u32> {
-        let is_it = |place: &u32| self.is_at(*place, name);
-        self.places.find(self.hasher.hash_one(name), is_it).copied()
+        let is_it = |place: &Place| self.is_at(place.index, name);
+        self.places.find(self.hasher.hash_one(name), is_it).map(|place| place.index)
     }
 
     /// Gives a stream a place. Its name must have none yet.
@@ -98,8 +142,8 @@ impl Roster {
             u32::try_from(self.locals.len() - 1).expect("max_streams is far below 2^32")
         };
         let Self { hasher, places, locals, .. } = self;
-        places.insert_unique(hash, place, |place| {
-            let local = locals[*place as usize].as_ref().expect("a place in the table is taken");
+        places.insert_unique(hash, Place::new(place, hash), |place| {
+            let local = locals[place.index as usize].as_ref().expect("a place in the table is taken");
             hasher.hash_one(local.stream.name.as_bytes())
         });
         place
@@ -130,7 +174,7 @@ impl Roster {
         };
         local.name = Name::none();
         let hash = self.hasher.hash_one(local.stream.name.as_bytes());
-        let entry = self.places.find_entry(hash, |found| *found == place);
+        let entry = self.places.find_entry(hash, |found| found.index == place);
         entry.expect("a listed stream is in the table").remove();
     }
 
