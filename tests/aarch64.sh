@@ -103,6 +103,7 @@ fi
 cargo_for_target test --workspace --lib --bins --no-run
 echo "built for $TARGET"
 want qemu-aarch64-static qemu-user-static || skip "TESTED, only built" "qemu-user-static is missing"
-# What random inputs find, they find on the host: here they are to run at all.
+# What random inputs find, they find on the host: here they are to run at all. The one that is left out tries every word
+# at every setting, which takes a minute here and has nothing to do with the machine.
 # shellcheck disable=SC2086
-PROPTEST_CASES=16 cargo_for_target test --workspace --lib --bins -- $PURE_PARTS
+PROPTEST_CASES=16 cargo_for_target test --workspace --lib --bins -- --skip no_word_makes_a_setting_panic $PURE_PARTS
