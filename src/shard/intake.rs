@@ -314,7 +314,6 @@ impl Intake {
             peer.blocked_on = None;
         }
         let mut connection = std::mem::replace(&mut peer.connection, Connection::new(0));
-        self.ahead.clear();
         let mut taker = Offer { intake: self, key, peer: &mut peer, last: u32::MAX, repeats: false };
         let taken = match bytes {
             Some(bytes) => connection.feed(bytes, &mut taker),
