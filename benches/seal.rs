@@ -111,27 +111,25 @@ fn append_all(payloads: &[&[u8]], rounds: u64) -> Duration {
 fn intake(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("intake");
     for size in SIZES {
-        for streams in STREAMS {
-            for order in Order::ALL.into_iter().filter(|order| streams > 1 || *order == Order::Sorted) {
-                let traffic = Traffic::of_bytes(size, streams, BYTES, order);
-                intake_of(&mut group, &traffic, &format!("{size}B/{streams} streams {}", order.label()));
-            }
-        }
+        for_each_traffic(size, |traffic, name| intake_of(&mut group, traffic, name));
     }
     group.finish();
 }
 
-fn intake_of(
-    group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>,
-    traffic: &Traffic,
-    name: &str,
-) {
-    group.throughput(Throughput::ElementsAndBytes {
-        elements: traffic.events,
-        bytes: traffic.bytes.len() as u64,
-    });
-    let shared = support::shared(Encoding::Records);
-    let mut shard = Bare::new(Arc::clone(&shared), 1);
+/// All numbers of streams, in order and shuffled, each with its name.
+fn for_each_traffic(size: usize, mut then: impl FnMut(&Traffic, &str)) {
+    for streams in STREAMS {
+        for order in Order::ALL.into_iter().filter(|order| streams > 1 || *order == Order::Sorted) {
+            let traffic = Traffic::of_bytes(size, streams, BYTES, order);
+            then(&traffic, &format!("{size}B/{streams} streams {}", order.label()));
+        }
+    }
+}
+
+type Group<'a> = criterion::BenchmarkGroup<'a, criterion::measurement::WallTime>;
+
+fn intake_of(group: &mut Group<'_>, traffic: &Traffic, name: &str) {
+    let (shared, mut shard) = shard();
     let encoded = round(&mut shard, &shared, traffic);
     floor_of(group, traffic, encoded, name);
     group.bench_function(BenchmarkId::new("append and seal", name), |bencher| {
@@ -142,31 +140,18 @@ fn intake_of(
 
 fn linger(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("linger");
-    for streams in STREAMS {
-        for order in Order::ALL.into_iter().filter(|order| streams > 1 || *order == Order::Sorted) {
-            let traffic = Traffic::of_bytes(250, streams, BYTES, order);
-            linger_of(&mut group, &traffic, &format!("250B/{streams} streams {}", order.label()));
-        }
-    }
+    for_each_traffic(250, |traffic, name| linger_of(&mut group, traffic, name));
     group.finish();
 }
 
-fn linger_of(
-    group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>,
-    traffic: &Traffic,
-    name: &str,
-) {
-    group.throughput(Throughput::ElementsAndBytes {
-        elements: traffic.events,
-        bytes: traffic.bytes.len() as u64,
-    });
-    let shared = support::shared(Encoding::Records);
-    let mut shard = Bare::new(Arc::clone(&shared), 1);
+fn linger_of(group: &mut Group<'_>, traffic: &Traffic, name: &str) {
+    let (shared, mut shard) = shard();
     let mut now = Instant::now();
     let mut round = || {
         let encoded = feed(&mut shard, &shared, traffic);
         now += ROUND;
         shard.turn(now);
+        assert!(!shard.has_waiting(), "there is memory for all of it");
         encoded + settle(&shared)
     };
     // Two seconds of it: all streams have been sealed and begun anew.
@@ -178,12 +163,19 @@ fn linger_of(
     });
 }
 
-fn floor_of(
-    group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>,
-    traffic: &Traffic,
-    encoded: u64,
-    name: &str,
-) {
+/// A shard with one connection, and what it shares with delivery.
+fn shard() -> (Arc<Shared>, Bare) {
+    let shared = support::shared(Encoding::Records);
+    let shard = Bare::new(Arc::clone(&shared), 1);
+    (shared, shard)
+}
+
+/// The row of the floor, and the throughput of all rows of this name.
+fn floor_of(group: &mut Group<'_>, traffic: &Traffic, encoded: u64, name: &str) {
+    group.throughput(Throughput::ElementsAndBytes {
+        elements: traffic.events,
+        bytes: traffic.bytes.len() as u64,
+    });
     let (mut copy, mut text) = (Vec::new(), Vec::new());
     group.bench_function(BenchmarkId::new("floor: memchr + memcpy + base64", name), |bencher| {
         bencher.iter_custom(|rounds| {

@@ -35,16 +35,12 @@ if [[ $(id -u) != 0 || ! -w /dev/fuse ]]; then
     faultfs=()
 fi
 
-# Rounds wait more than they work, so two run at a time, each in a process group of its own, so that its relays end with
-# it; what they say is shown in order.
-set -m
+# Rounds wait more than they work, so two run at a time; what they say is shown in order.
+source tests/lib/jobs.sh
 readonly AT_ONCE=2
 said=$(mktemp -d)
 end() {
-    local pid
-    for pid in $(jobs -rp); do
-        kill -- -"$pid" || true
-    done
+    end_jobs
     rm -rf "$said"
 }
 trap end EXIT

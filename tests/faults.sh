@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The relay against faults, at full size: a million events against an endpoint that fails, an outage of 20 seconds
-# at 64 MiB, low-rate streams over two shards, and an idle relay. Takes two minutes; prints a table; ends with 1 where
+# at 64 MiB, low-rate streams over two shards, and an idle relay. Takes some minutes; prints a table; ends with 1 where
 # anything failed.
 #
 #   tests/faults.sh [DIRECTORY OF THE BINARIES, default target/debug]
@@ -16,7 +16,8 @@ all=$(mktemp -d)
 scratch=$all
 relay=
 failed=0
-trap 'rm -rf "$all"' EXIT
+end_relay() { if [[ -n $relay ]]; then kill -KILL "$relay" 2>/dev/null; fi; }
+trap 'end_relay; rm -rf "$all"' EXIT
 
 for name in standpipe loadgen; do
     if [[ ! -x $binaries/$name ]]; then
@@ -152,17 +153,19 @@ driver() {
     idle "$1"
 }
 
-# part NAME COMMAND…: begins it, in a shell and a folder of its own.
+# part NAME COMMAND…: begins it, in a shell and a folder of its own. What it says is shown once it has ended.
+source tests/lib/jobs.sh
+trap 'end_jobs; rm -rf "$all"' EXIT
 parts=()
 part() {
     scratch=$all/$1
     mkdir "$scratch"
     parts+=("$scratch")
     (
-        trap 'if [[ -n $relay ]]; then kill -KILL "$relay" 2>/dev/null; fi' EXIT
+        trap end_relay EXIT
         "${@:2}"
         exit $failed
-    ) &
+    ) >"$scratch/said" 2>&1 &
     pids+=("$!")
 }
 pids=()
@@ -170,8 +173,9 @@ for io in "${drivers[@]}"; do
     part "$io" driver "$io" $RANDOM
 done
 part shards shards
-for pid in "${pids[@]}"; do
-    wait "$pid" || failed=1
+for index in "${!pids[@]}"; do
+    wait "${pids[index]}" || failed=1
+    cat "${parts[index]}/said"
 done
 
 echo

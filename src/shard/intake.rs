@@ -384,13 +384,14 @@ impl Intake {
         }
     }
 
-    /// The place of a stream that the roster did not guess.
+    /// The place of a stream that the roster guessed wrong.
     #[cold]
     fn place_of(&mut self, name: &[u8]) -> Result<u32, Reject> {
         self.streams.find(name).map_or_else(|| self.meet(name), Ok)
     }
 
     /// The place of a stream that this shard sees for the first time.
+    #[cold]
     fn meet(&mut self, name: &[u8]) -> Result<u32, Reject> {
         let stream = self.shared.registry.resolve(name)?;
         let buffer = Buffer::new(self.shared.shape, &self.shared.memory, &stream);
@@ -557,7 +558,7 @@ impl Taker for Offer<'_> {
         if self.repeats && self.intake.streams.is_at(self.last, name) {
             return Seen::Event { stream: self.last, payload: offset, is_guess: false };
         }
-        match self.intake.streams.guess(name).map_or_else(|| self.intake.place_of(name), Ok) {
+        match self.intake.streams.guess(name).map_or_else(|| self.intake.meet(name), Ok) {
             Err(reason) => Seen::Reject(reason),
             Ok(stream) => {
                 self.intake.ahead.push((stream, payload.len()));

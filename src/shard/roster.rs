@@ -84,12 +84,6 @@ struct Place {
     tag: u32,
 }
 
-impl Place {
-    fn new(index: u32, hash: u64) -> Self {
-        Self { index, tag: tag(hash) }
-    }
-}
-
 /// The table itself uses the uppermost bits, and as many of the lowest as it has places. Unit tests have one bit, so that
 /// wrong guesses are made there.
 fn tag(hash: u64) -> u32 {
@@ -113,7 +107,8 @@ impl Roster {
         self.get(place).is_some_and(|local| local.name.is(name))
     }
 
-    /// The place that a name has if it has one, most likely: its entry is not looked at, but asked for from memory.
+    /// The place that a name has if it has one, most likely: its entry is not looked at, but asked for from memory. Where
+    /// there is no guess the name has no place.
     #[inline]
     pub(super) fn guess(&self, name: &[u8]) -> Option<u32> {
         let hash = self.hasher.hash_one(name);
@@ -142,7 +137,7 @@ impl Roster {
             u32::try_from(self.locals.len() - 1).expect("max_streams is far below 2^32")
         };
         let Self { hasher, places, locals, .. } = self;
-        places.insert_unique(hash, Place::new(place, hash), |place| {
+        places.insert_unique(hash, Place { index: place, tag: tag(hash) }, |place| {
             let local = locals[place.index as usize].as_ref().expect("a place in the table is taken");
             hasher.hash_one(local.stream.name.as_bytes())
         });
