@@ -128,10 +128,15 @@ impl Round<'_> {
                     wire_troubles: options.wire_troubles,
                     fills_disk: options.small_disk.is_some(),
                     is_away: options.away,
-                    crowd: options.slow_loris,
+                    crowd: self.crowd(),
                 },
             ),
         }
+    }
+
+    /// Half of the slow connections: others come between them, and go.
+    fn crowd(&self) -> u64 {
+        self.options.slow_loris as u64 / 2
     }
 
     /// Their numbers follow those of the clients.
@@ -288,7 +293,7 @@ impl Round<'_> {
                 "the spool was said to fail in {failing} lives, and to work again in {healed}"
             ));
         }
-        if counted.crowd < self.options.slow_loris as u64 / 2 {
+        if counted.crowd < self.crowd() {
             let (wanted, came) = (self.options.slow_loris, counted.crowd);
             unmet.push(format!("{wanted} slow connections were to come, and no more than {came} were open"));
         }

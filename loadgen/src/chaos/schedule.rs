@@ -110,9 +110,6 @@ impl Way {
 
 /// A day: beyond it signatures, names of files and ages of events have all changed.
 const JUMP_SECONDS_MAX: i64 = 86_400;
-/// How much longer a life lasts for each slow connection that is to come in it, on a busy machine.
-const COMES_WITHIN: Duration = Duration::from_micros(250);
-
 const WEATHER: [Weather; 6] =
     [Weather::Calm, Weather::Throttling, Weather::Cutting, Weather::Lying, Weather::Stalling, Weather::Gone];
 
@@ -167,6 +164,8 @@ pub struct Life {
     pub jump_seconds: i64,
     /// Which relay of a chain dies.
     pub victim: usize,
+    /// Connections that must have come before it dies, however long that takes.
+    pub crowd: u64,
 }
 
 /// What may happen in a round.
@@ -186,8 +185,8 @@ pub struct Menu<'a> {
     pub fills_disk: bool,
     /// Whether nothing is delivered before the last kill.
     pub is_away: bool,
-    /// Slow connections that are to come in each life.
-    pub crowd: usize,
+    /// See [`Life::crowd`].
+    pub crowd: u64,
 }
 
 /// The lives of a round.
@@ -205,7 +204,7 @@ pub fn lives(seed: u64, menu: Menu<'_>) -> Vec<Life> {
 
 /// Troubles take turns, so that a round of some length has met all of them, and last long enough to be noticed.
 fn troubled(random: &mut Rng, mut life: Life, menu: Menu<'_>, number: usize) -> Life {
-    life.lasts += COMES_WITHIN * u32::try_from(menu.crowd).unwrap_or(u32::MAX);
+    life.crowd = menu.crowd;
     if menu.disk_troubles {
         life.trouble = TROUBLES[number % TROUBLES.len()];
         life.lasts += Duration::from_millis(random.u64(2_000..3_000));
@@ -268,6 +267,7 @@ fn life(random: &mut Rng, phase: Phase, points: &[String], chain: usize) -> Life
         tear: random.bool().then(|| random.u64(..)),
         jump_seconds: random.i64(-JUMP_SECONDS_MAX..=JUMP_SECONDS_MAX),
         victim: random.usize(..chain),
+        crowd: 0,
     }
 }
 

@@ -260,7 +260,7 @@ impl Station {
             if let Some(relay) = &self.relay {
                 watch.look(relay, behind);
             }
-            std::thread::sleep(watch.left().min(LOOK_PAUSE));
+            std::thread::sleep(watch.pause());
         }
         watch.has_ended |= self.relay.is_none();
         self.end(life, watch, behind)

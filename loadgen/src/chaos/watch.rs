@@ -11,6 +11,8 @@ use crate::run::relay::Relay;
 
 /// How much longer than its time a relay lives that was to come to a named point and does not.
 const POINT_PATIENCE: Duration = Duration::from_millis(300);
+/// How long a crowd may take to come.
+const CROWD_PATIENCE: Duration = Duration::from_secs(10);
 /// A life began so many seconds, at most, before it was watched.
 const STARTED_EARLIER: u64 = 30;
 
@@ -21,6 +23,7 @@ pub struct Watch {
     lasts: Duration,
     drains: Duration,
     is_to_drain: bool,
+    crowd: u64,
     /// Whether it was told to end.
     pub was_told: bool,
     is_second_half: bool,
@@ -49,6 +52,7 @@ impl Watch {
             lasts: life.lasts + if at_point { POINT_PATIENCE } else { Duration::ZERO },
             drains: life.drains,
             is_to_drain: life.phase == Phase::Drain,
+            crowd: life.crowd,
             was_told: false,
             is_second_half: false,
             is_troubled: life.trouble != Trouble::None,
@@ -61,19 +65,30 @@ impl Watch {
         }
     }
 
-    /// How long it has still to live.
-    pub fn left(&self) -> Duration {
+    /// How long it has still to live, but for the crowd.
+    fn left(&self) -> Duration {
         self.lasts.saturating_sub(self.began.elapsed())
+    }
+
+    /// Until something may have come of it.
+    pub fn pause(&self) -> Duration {
+        if self.waits_for_crowd() { LOOK_PAUSE } else { self.left().min(LOOK_PAUSE) }
+    }
+
+    /// Whether those have yet to come that must be there before it dies.
+    fn waits_for_crowd(&self) -> bool {
+        self.last.crowd < self.crowd && self.began.elapsed() < CROWD_PATIENCE
     }
 
     /// Whether its time has come.
     pub fn is_over(&self) -> bool {
-        self.was_told == self.is_to_drain && self.left().is_zero()
+        self.was_told == self.is_to_drain && self.left().is_zero() && !self.waits_for_crowd()
     }
 
     /// Whether it is to be told to end, which is so once.
     pub fn is_to_be_told(&mut self) -> bool {
-        let is_due = self.is_to_drain && !self.was_told && self.began.elapsed() >= self.lives;
+        let is_time = self.began.elapsed() >= self.lives && !self.waits_for_crowd();
+        let is_due = self.is_to_drain && !self.was_told && is_time;
         if is_due {
             self.was_told = true;
             self.lasts = self.lasts.max(self.began.elapsed()) + self.drains;
@@ -91,7 +106,8 @@ impl Watch {
     /// Only what is seen last counts, and a look costs the relay time.
     pub fn look(&mut self, relay: &Relay, behind: Behind<'_>) {
         let waits_for_disk = self.is_troubled && (self.last.failing == 0 || self.is_second_half);
-        if self.at_point || self.was_told || self.left() <= LOOK_PAUSE || waits_for_disk {
+        let waits = waits_for_disk || self.waits_for_crowd();
+        if self.at_point || self.was_told || self.left() <= LOOK_PAUSE || waits {
             self.scrape(relay, behind);
         }
     }
@@ -103,8 +119,10 @@ impl Watch {
         let is_failing = metrics.sum("standpipe_spool_failing") > 0;
         let failing = self.last.failing.max(u64::from(is_failing));
         let healed = u64::from(failing > 0 && !is_failing);
+        let counted = Counted::of(&metrics);
+        let crowd = counted.crowd.max(self.last.crowd);
         self.came = came;
-        self.last = Counted { failing, healed, ..Counted::of(&metrics) };
+        self.last = Counted { failing, healed, crowd, ..counted };
         self.latency_seconds = metrics.sum("standpipe_delivery_latency_seconds_sum");
         let events = metrics.sum("standpipe_delivery_latency_seconds_count");
         self.latency_seconds_max = events.saturating_mul(self.began.elapsed().as_secs() + STARTED_EARLIER);
@@ -135,6 +153,25 @@ mod tests {
         builder.append(&mut line, StreamSeed::new("clicks"), sequence, &event);
         line.push(b'\n');
         sink.with_ledger(|ledger| ledger.accept("clicks", std::iter::once(&line[..]), None));
+    }
+
+    #[test]
+    fn a_relay_does_not_die_before_the_crowd_is_there() {
+        let swept = sweep(SEED, &["seal".to_owned()], false);
+        let drained = swept.iter().find(|life| life.phase == Phase::Drain).unwrap();
+        for phase in [Phase::Burst, Phase::Drain] {
+            let life =
+                Life { phase, lasts: Duration::ZERO, death: Death::Signal, crowd: 500, ..drained.clone() };
+            let mut watch = Watch::new(&life, 0);
+            watch.last.crowd = 499;
+            assert!(!watch.is_over() && !watch.is_to_be_told());
+            assert_eq!(watch.pause(), LOOK_PAUSE);
+            watch.last.crowd = 500;
+            assert_eq!(
+                (watch.is_to_be_told(), watch.is_over()),
+                (phase == Phase::Drain, phase == Phase::Burst)
+            );
+        }
     }
 
     #[test]
