@@ -10,6 +10,7 @@
 # Exit codes: 0 passed, 1 failed, 77 could not run here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tests/lib/apt.sh
 
 readonly TARGET=aarch64-unknown-linux-gnu
 # Apart from the host's build: another compiler would make cargo build all of that anew.
@@ -60,15 +61,6 @@ CONF
     rm -r "$state"
 }
 
-# Installs what is missing of commands, where that can be done.
-want() {
-    command -v "$1" >/dev/null && return
-    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-        (apt-get update && apt-get install --yes --no-install-recommends "${@:2}") >/dev/null 2>&1 || true
-    fi
-    command -v "$1" >/dev/null
-}
-
 if ! has_target rustc; then
     debian="$CARGO_TARGET_DIR/toolchain"
     if [[ ! -x $debian/usr/bin/rustc && $(id -u) == 0 && $(uname -m) == x86_64 ]] &&
@@ -82,15 +74,15 @@ if ! has_target rustc; then
     has_target "$RUSTC" || skip "CHECKED" "Debian's compiler has no standard library for it"
 fi
 "${RUSTC:-rustc}" --version
-want aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross ||
+have_packages aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross ||
     skip "CHECKED" "its C compiler is missing; install gcc-aarch64-linux-gnu"
 
 # Nobody debugs these builds, and what is not our own is not what is tested: the least that a compiler can do.
-export CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=0
+export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_INCREMENTAL=0
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
 cargo_for_target() {
-    cargo "$1" --quiet --target "$TARGET" --config 'profile.dev.package."*".opt-level=0' \
+    cargo "$1" --quiet --target "$TARGET" --config 'profile.dev.package.tikv-jemalloc-sys.opt-level=0' \
         --config 'profile.dev.build-override.opt-level=0' "${@:2}"
 }
 
@@ -102,7 +94,7 @@ fi
 # A build in place of a check: the tests need the dependencies built, and checking them as well would take as long again.
 cargo_for_target test --workspace --lib --bins --no-run
 echo "built for $TARGET"
-want qemu-aarch64-static qemu-user-static || skip "TESTED, only built" "qemu-user-static is missing"
+have_packages qemu-aarch64-static qemu-user-static || skip "TESTED, only built" "qemu-user-static is missing"
 # What random inputs find, they find on the host: here they are to run at all. The one that is left out tries every word
 # at every setting, which takes a minute here and has nothing to do with the machine.
 # shellcheck disable=SC2086

@@ -10,6 +10,8 @@
 # Other flags go to `loadgen chaos` as they are. Exit codes: 0 all accounted for, 1 not, 77 could not run here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tests/lib/apt.sh
+source tests/lib/jobs.sh
 
 kills=10
 seed=$((RANDOM * 32768 + RANDOM))
@@ -36,7 +38,6 @@ if [[ $(id -u) != 0 || ! -w /dev/fuse ]]; then
 fi
 
 # Rounds wait more than they work, so two run at a time; what they say is shown in order.
-source tests/lib/jobs.sh
 readonly AT_ONCE=2
 said=$(mktemp -d)
 end() {
@@ -67,8 +68,7 @@ found_out() { start "$1, which must be found out" --kills 6 --settle 5s "${@:2}"
 has() { "$binaries/standpipe" --help | grep -q -e "$1"; }
 
 clock=$(compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' || true)
-if [[ -z $clock && $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-    (apt-get update && apt-get install --yes --no-install-recommends libfaketime) >/dev/null 2>&1 || true
+if [[ -z $clock ]] && install_packages libfaketime; then
     clock=$(compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' || true)
 fi
 

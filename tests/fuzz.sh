@@ -27,9 +27,10 @@ if ! command -v "${CXX:-c++}" >/dev/null; then
     exit 77
 fi
 
-# All of the workspace, as in its tests, or most of what these have built would be built again with other features.
+# All of the workspace, and one test of it, which is for what tests need: else most of what they have built would be
+# built again with other features.
 RUSTC_WORKSPACE_WRAPPER="$PWD/tests/lib/fuzz_rustc.sh" cargo build --quiet --workspace \
-    --features standpipe-fuzz/libfuzzer "${targets[@]/#/--bin=fuzz_}"
+    --features standpipe-fuzz/libfuzzer "${targets[@]/#/--bin=fuzz_}" --test mounted
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

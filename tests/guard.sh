@@ -11,6 +11,7 @@
 # Exit codes: 0 held, 1 worse or broken, 77 could not run here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tests/lib/apt.sh
 
 readonly FIGURES=benches/instructions.txt
 readonly SIZES="64 250 1000"
@@ -24,10 +25,7 @@ skip() {
 
 [[ $(uname -m) == x86_64 ]] || skip "its figures are those of x86-64, and this is $(uname -m)"
 grep -qw avx2 /proc/cpuinfo || skip "its figures are those of a CPU with AVX2"
-if ! command -v valgrind >/dev/null && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-    (apt-get update && apt-get install --yes --no-install-recommends valgrind) >/dev/null 2>&1 || true
-fi
-command -v valgrind >/dev/null || skip "valgrind is missing; install it (apt-get install valgrind)"
+have_packages valgrind valgrind || skip "valgrind is missing; install it (apt-get install valgrind)"
 
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT

@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/lib/find_relay.sh
+source tests/lib/apt.sh
 
 # The daemons are unpacked instead of installed: Debian lets only one of them be installed, and would start it.
 unpack() {
@@ -24,7 +25,7 @@ command -v python3 >/dev/null || { echo "senders: DID NOT RUN: there is no pytho
 mkdir -p "$target/senders"
 if [[ ! -e $target/senders/rsyslog.done || ! -e $target/senders/syslog-ng.done ]]; then
     # Without lists of packages nothing can be downloaded; where they cannot be had, the daemons do not run below.
-    apt-get update >"$target/senders/update.log" 2>&1 || true
+    apt_get update >"$target/senders/update.log" 2>&1 || true
 fi
 unpack rsyslog rsyslog libestr0 libfastjson4 liblognorm5 || true
 unpack syslog-ng syslog-ng-core libivykis0 libjson-c5 libnet1 libpcre3 libwrap0 || true
