@@ -39,7 +39,7 @@ impl LaneLimits {
 /// What a call meant for its lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Something was accepted. What was throttled beside it is first of all the pace's business.
+    /// Something was accepted. What was throttled beside it is the pace's business.
     Progress,
     /// Nothing was accepted: wait, longer each time.
     Failed,
@@ -135,13 +135,7 @@ impl Lane {
             self.failure += (failure - self.failure) * SUCCESS_WEIGHT;
         }
         match verdict {
-            Verdict::Progress => {
-                self.recover(now);
-                if answered.throttled > 0 && self.pace.learned().is_none() {
-                    // Its rate is not to blame: one call at a time, with a short wait between them.
-                    self.fail(now, limits, fraction);
-                }
-            }
+            Verdict::Progress => self.recover(now),
             Verdict::Failed | Verdict::Unreached if self.failed_at.is_some_and(|at| started < at) => (),
             Verdict::Failed => self.fail(now, limits, fraction),
             Verdict::Unreached => {

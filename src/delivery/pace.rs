@@ -11,20 +11,23 @@
 //! - A window with throttling cuts the rate by the share that was throttled: a fleet that offers 3 % too much slows down
 //!   by 3 %, not by half, so that it stays near the quota instead of swinging below it.
 //! - A window without, in which calls had to wait for their rate, raises it: by the same few KiB for every relay, which
-//!   is what evens their shares out, and by a percentage that grows with every such window, so that a quota that was
-//!   raised is found within a minute.
+//!   is what evens their shares out, and, once there are several in a row, by a percentage that grows with every one, so
+//!   that a quota that was raised is found within a minute.
 //! - Calls of which nothing was accepted count where others are accepted soon before and soon after them, and for no more
 //!   than those. What accepts nothing for longer is an outage and no quota, and teaches nothing.
-//! - Cuts that do not help are taken back. Where half of a rate, or less, is throttled as much as all of it was, and that
-//!   for longer than other relays need to notice a change, this one is not the cause, and would only starve. Single
-//!   windows cannot tell, since by chance some are without throttling: so many are put together that a few records of
-//!   them should have been throttled.
+//! - Cuts that do not help (see [`cuts`]) are taken back: what is throttled however little this relay sends is not its
+//!   doing, and to slow down for it would only starve its own events. From then on it is what is throttled beyond that
+//!   share that counts. Even then a rate stays: a relay that sends all it can at a quota that is spent leaves nothing to
+//!   those that share it, whose cuts are no help then either, and so on until all of them do.
 //!
 //! (Additive increase and multiplicative decrease converge to equal shares: Chiu and Jain, 1989. A decrease by the share
 //! of marked packets rather than by half: DCTCP, RFC 8257.)
 
+mod cuts;
+
 use std::time::{Duration, Instant};
 
+use self::cuts::{Cuts, Judgement, Sample};
 use super::piece::CallMax;
 use crate::encode::{CALL_BYTES_MAX, CALL_RECORDS_MAX};
 
@@ -45,32 +48,26 @@ const BURST: Duration = Duration::from_millis(250);
 /// A call has what may be sent in so long at most, so that a slow lane is not throttled for calling by fits and starts. One
 /// record always goes.
 const CALL_SPAN: Duration = Duration::from_millis(250);
-/// No rate is cut below this, in bytes a second.
-const RATE_MIN: f64 = 16_384.0;
 /// The first rate that is learned is at least this, in bytes a second: little that was accepted may be all that came.
 const RATE_FIRST_MIN: f64 = 262_144.0;
 /// The same for every relay of a fleet, in bytes a second, each second.
 const STEP: f64 = 8192.0;
-/// The percentage by which the rate grows in the first second without throttling; in the second by twice that, and so on.
+/// So many windows without throttling come between two with it where a fleet is near its quota. A percentage of its own
+/// would undo there what [`STEP`] evens out.
+const CALM: u32 = 4;
+/// The percentage by which the rate grows in the first second after these; in the second by twice that, and so on.
 const GROWTH: f64 = 0.01;
 /// And at most.
 const GROWTH_MAX: f64 = 0.1;
 /// A rate for which no call had to wait in so long is forgotten.
 const FORGET: Duration = Duration::from_secs(300);
-/// Cuts down to this part of a rate that are no help after [`CUT_LONG_ENOUGH`] are taken back.
-const CUT_ENOUGH: f64 = 0.5;
-/// None goes further than to this part of it before that is known: too few records would be left to tell.
-const CUT_MOST: f64 = 1.0 / 16.0;
-/// The relays of a fleet cut one after the other, so that what the first sees is the others' doing still.
-const CUT_LONG_ENOUGH: Duration = Duration::from_secs(10);
-/// They are no help where at least so much is throttled still of what would be without them.
-const NO_HELP: f64 = 0.5;
-/// That is judged whenever so many records would be throttled without them.
-const EVIDENCE_RECORDS: f64 = 8.0;
-/// Nothing is learned for so long after that; twice as long after the next time, unless cuts are a help between them.
-const UNTEACHABLE: Duration = Duration::from_secs(60);
+/// What is throttled whatever this relay does is known for so long; twice as long the next time, unless cuts are a help
+/// between them.
+const BACKGROUND: Duration = Duration::from_secs(60);
 /// And at most.
-const UNTEACHABLE_MAX: Duration = Duration::from_secs(3_600);
+const BACKGROUND_MAX: Duration = Duration::from_secs(3_600);
+/// The seconds over which a mean is taken of what is throttled, to see whether that has become less.
+const BACKGROUND_MEAN: f64 = 20.0;
 
 /// What is configured for a delivery stream, a second; `None`: as much as it takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,14 +108,13 @@ pub struct Pace {
     /// When something was last accepted.
     accepted_at: Option<Instant>,
     /// What was throttled as a whole since something was accepted, and since when.
-    refused: Option<(Instant, Answered)>,
+    refused: Option<(Instant, Answered, Sample)>,
     /// Windows without throttling in a row, while calls had to wait for their rate.
     calm: u32,
     cuts: Option<Cuts>,
     /// When a call last had to wait for the learned rate.
     held_at: Option<Instant>,
-    /// Until when nothing is learned, and for how long in all.
-    unteachable: Option<(Instant, Duration)>,
+    background: Option<Background>,
 }
 
 /// What is owed at a rate: a call may start once nothing is.
@@ -133,28 +129,19 @@ struct Debt {
 struct Window {
     since: Instant,
     answered: Answered,
+    sample: Sample,
     is_held: bool,
 }
 
-/// A rate that is cut, once or many times, and whether that helps.
+/// What is throttled whatever this relay does.
 #[derive(Clone, Copy, Debug)]
-struct Cuts {
-    since: Instant,
-    /// What it was before.
-    rate: f64,
-    /// Whether it was cut down to [`CUT_ENOUGH`] of that.
-    is_enough: bool,
-    /// Answers from the beginning, until [`EVIDENCE_RECORDS`] were throttled.
-    first: Sample,
-    /// Those since the last judgement.
-    lately: Sample,
-}
-
-/// Records, of as many windows as it takes.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sample {
-    accepted: f64,
-    throttled: f64,
+struct Background {
+    /// From 0 to 1; 0 once it is no longer known.
+    share: f64,
+    /// What was throttled lately, as a mean.
+    mean: f64,
+    until: Instant,
+    lasts: Duration,
 }
 
 impl Answered {
@@ -166,31 +153,14 @@ impl Answered {
     }
 }
 
-impl Cuts {
-    fn new(rate: f64, window: Sample, now: Instant) -> Self {
-        Self { since: now, rate, is_enough: false, first: window, lately: Sample::default() }
-    }
-
-    fn have_lasted(&self, now: Instant) -> bool {
-        self.is_enough && now.saturating_duration_since(self.since) >= CUT_LONG_ENOUGH
-    }
-
-    /// How much is throttled of what should be without them, where that can be said with this window.
-    fn observe(&mut self, window: Sample) -> Option<f64> {
-        if self.first.throttled < EVIDENCE_RECORDS {
-            self.first.add(window);
-            return None;
-        }
-        self.lately.add(window);
-        let expected = self.first.throttled / self.first.accepted * self.lately.accepted;
-        (expected >= EVIDENCE_RECORDS).then(|| std::mem::take(&mut self.lately).throttled / expected)
-    }
-}
-
-impl Sample {
-    fn add(&mut self, other: Self) {
-        self.accepted += other.accepted;
-        self.throttled += other.throttled;
+impl Background {
+    /// What is throttled beyond it, in a window in which `share` was.
+    fn excess(&mut self, share: f64, records: f64, elapsed: Duration, now: Instant) -> f64 {
+        self.mean += (share - self.mean) * (elapsed.as_secs_f64() / BACKGROUND_MEAN).min(1.0);
+        self.share = if now < self.until { self.share.min(self.mean) } else { 0.0 };
+        // A standard deviation more may be chance.
+        let chance = (self.share * (1.0 - self.share) / records.max(1.0)).sqrt();
+        ((share - self.share - chance) / (1.0 - self.share)).max(0.0)
     }
 }
 
@@ -277,7 +247,8 @@ impl Pace {
         self.calls.charge(1, ceilings.calls.map(|ceiling| ceiling as f64), now);
         let is_stale = |window: &Window| now.saturating_duration_since(window.since) > 2 * WINDOW_MAX;
         if self.window.as_ref().is_none_or(is_stale) {
-            self.window = Some(Window { since: now, answered: Answered::default(), is_held: false });
+            let (answered, sample) = Default::default();
+            self.window = Some(Window { since: now, answered, sample, is_held: false });
         }
     }
 
@@ -286,19 +257,25 @@ impl Pace {
     pub fn answered(&mut self, answered: Answered, started: Instant, now: Instant) {
         let Some(window) = self.window.as_mut().filter(|window| started >= window.since) else { return };
         let is_recent = |at: Instant| now.saturating_duration_since(at) <= OUTAGE;
+        let sample = Sample::of_call(answered.records, answered.accepted, answered.throttled);
         if answered.accepted == 0 {
             if answered.throttled > 0 && self.accepted_at.is_some_and(is_recent) {
-                self.refused.get_or_insert((now, Answered::default())).1.add(answered);
+                let (_, refused, samples) =
+                    self.refused.get_or_insert((now, Answered::default(), Sample::default()));
+                refused.add(answered);
+                samples.add(sample);
             }
             return;
         }
         self.accepted_at = Some(now);
-        if let Some((_, refused)) = self.refused.take().filter(|(since, _)| is_recent(*since)) {
+        if let Some((_, refused, samples)) = self.refused.take().filter(|(since, ..)| is_recent(*since)) {
             // One piece is refused again and again.
             let throttled = refused.throttled.min(answered.accepted);
             window.answered.add(Answered { throttled, ..refused });
+            window.sample.add(samples);
         }
         window.answered.add(answered);
+        window.sample.add(sample);
         let (window, elapsed) = (*window, now.saturating_duration_since(window.since));
         let is_whole = elapsed >= WINDOW && window.answered.records >= WINDOW_RECORDS;
         let is_in_vain = self.learned.is_none()
@@ -321,48 +298,52 @@ impl Pace {
         let rate = accepted as f64 / elapsed.max(WINDOW).as_secs_f64();
         let earlier_rate = std::mem::replace(&mut self.accepted_rate, rate);
         let share = throttled as f64 / (accepted + throttled) as f64;
-        let sample = Sample { accepted: records as f64 * (1.0 - share), throttled: records as f64 * share };
+        let sample = window.sample;
         let Some(learned) = self.learned else {
-            if throttled > 0 && self.unteachable.is_none_or(|(until, _)| now >= until) {
+            if throttled > 0 {
                 let rate = rate.max(earlier_rate).max(RATE_FIRST_MIN);
                 (self.learned, self.held_at, self.calm) = (Some(rate), Some(now), 0);
                 self.cuts = Some(Cuts::new(rate, sample, now));
             }
             return;
         };
-        match self.cuts.as_mut().and_then(|cuts| cuts.observe(sample)) {
-            Some(ratio) if ratio < NO_HELP => (self.cuts, self.unteachable) = (None, None),
-            // Something else has changed, too.
-            Some(ratio) if ratio > 1.0 / NO_HELP => self.cuts = None,
-            Some(_) if self.cuts.is_some_and(|cuts| cuts.have_lasted(now)) => return self.take_back(now),
-            Some(_) | None => {}
+        match self.cuts.as_mut().map_or(Judgement::Open, |cuts| cuts.judge(sample, now)) {
+            Judgement::Open => {}
+            Judgement::Help => (self.cuts, self.background) = (None, None),
+            Judgement::Worse => self.cuts = None,
+            Judgement::Vain(share) => return self.take_back(share, now),
         }
-        if throttled == 0 {
+        let excess = match &mut self.background {
+            Some(background) => background.excess(share, sample.records(), elapsed, now),
+            None => share,
+        };
+        if excess == 0.0 {
             return self.raise(learned, window.is_held, elapsed);
         }
         // Of a few records, chance has too large a say.
-        let share = if records < WINDOW_RECORDS { share.min(0.5) } else { share };
-        let begin = Cuts::new(learned, sample, now);
-        let cuts = self.cuts.filter(|cuts| learned <= cuts.rate).unwrap_or(begin);
-        let rate = (learned * (1.0 - share)).max(cuts.rate * CUT_MOST).max(RATE_MIN);
-        self.cuts = Some(Cuts { is_enough: cuts.is_enough || rate <= cuts.rate * CUT_ENOUGH, ..cuts });
-        self.learned = Some(rate);
-        (self.held_at, self.calm) = (Some(now), 0);
+        let excess = if records < WINDOW_RECORDS { excess.min(0.5) } else { excess };
+        let earlier = self.cuts.filter(|cuts| learned <= cuts.rate());
+        let mut cuts = earlier.unwrap_or_else(|| Cuts::new(learned, sample, now));
+        self.learned = Some(cuts.cut_to(learned * (1.0 - excess)).min(learned));
+        (self.cuts, self.held_at, self.calm) = (Some(cuts), Some(now), 0);
     }
 
     fn raise(&mut self, learned: f64, is_held: bool, elapsed: Duration) {
         if is_held {
             self.calm += 1;
-            let growth = (f64::from(self.calm) * GROWTH).min(GROWTH_MAX);
+            let growth = (f64::from(self.calm.saturating_sub(CALM)) * GROWTH).min(GROWTH_MAX);
             let raise = (STEP + learned * growth) * elapsed.min(WINDOW_MAX).as_secs_f64();
             self.learned = Some(learned + raise);
         }
     }
 
-    fn take_back(&mut self, now: Instant) {
-        let pause = self.unteachable.map_or(UNTEACHABLE, |(_, last)| (last * 2).min(UNTEACHABLE_MAX));
-        (self.learned, self.cuts) = (None, None);
-        self.unteachable = now.checked_add(pause).map(|until| (until, pause));
+    fn take_back(&mut self, share: f64, now: Instant) {
+        if let Some(cuts) = self.cuts.take() {
+            self.learned = self.learned.map(|learned| learned.max(cuts.rate()));
+        }
+        let lasts = self.background.map_or(BACKGROUND, |last| (last.lasts * 2).min(BACKGROUND_MAX));
+        let until = now + lasts;
+        self.background = Some(Background { share, mean: share, until, lasts });
     }
 }
 
@@ -487,18 +468,19 @@ mod tests {
     }
 
     #[test]
-    fn cuts_that_do_not_help_are_taken_back_for_a_while() {
+    fn cuts_that_do_not_help_are_taken_back() {
         let (mut pace, start) = (Pace::default(), Instant::now());
-        let mut turns = 0;
         pace.started(2 << 20, 500, start);
         pace.answered(answer(1 << 20, 1 << 20), start, at(start, 1_000));
-        while pace.learned().is_some() {
-            turns += 1;
-            assert!(turns < 20, "half of what is sent is throttled, however little that is");
-            second(&mut pace, at(start, turns * 1_000), |bytes| bytes / 2);
+        let mut rates = Vec::new();
+        for turn in 1..=60 {
+            second(&mut pace, at(start, turn * 1_000), |bytes| bytes / 2);
+            rates.push(pace.learned().expect("a rate is learned"));
         }
-        second(&mut pace, at(start, (turns + 1) * 1_000), |bytes| bytes / 2);
-        assert_eq!(pace.learned(), None);
+        let (least, last) = (rates.iter().copied().fold(f64::MAX, f64::min), rates[rates.len() - 1]);
+        println!("{least} at least, {last} after a minute: {rates:?}");
+        assert!(least < 0.5 * MIB, "half of what is sent is throttled: it is cut");
+        assert!(last >= 2.0 * MIB, "however little is sent, and then as much as ever is");
     }
 
     /// A few records in every window, so that by chance nothing is throttled in many of them.
@@ -507,25 +489,27 @@ mod tests {
         const RECORD: u64 = 100_000;
         const MOMENTS: u64 = 18_000;
         const SEEDS: u64 = 20;
-        let paced = |chance: f64, seed: u64| {
+        let sent = |chance: f64, seed: u64| {
             let (mut pace, start, mut rng) =
                 (Pace::default(), Instant::now(), fastrand::Rng::with_seed(seed));
-            let is_paced = |moment: u64| {
+            let mut sends = |moment: u64| {
                 let now = at(start, moment * 100);
-                if pace.ready_at(now).is_none() {
+                let is_ready = pace.ready_at(now).is_none();
+                if is_ready {
                     let throttled = u64::from(rng.f64() < chance) * RECORD;
                     pace.started(RECORD, 1, now);
                     let answered = Answered { records: 1, ..answer(RECORD - throttled, throttled) };
                     pace.answered(answered, now, now);
                 }
-                pace.learned().is_some()
+                is_ready
             };
-            (0..MOMENTS).map(is_paced).filter(|is_paced| *is_paced).count() as u64
+            (0..MOMENTS).filter(|moment| sends(*moment)).count() as u64
         };
         for chance in [0.1, 0.3, 0.6] {
-            let mean = (0..SEEDS).map(|seed| paced(chance, seed)).sum::<u64>() / SEEDS;
-            println!("{chance}: paced for {mean} of {MOMENTS} moments");
-            assert!(mean < MOMENTS / 2, "{chance}: paced for {mean} of {MOMENTS} moments");
+            let counts: Vec<u64> = (0..SEEDS).map(|seed| sent(chance, seed)).collect();
+            let mean = counts.iter().sum::<u64>() / SEEDS;
+            println!("{chance}: sends in {mean} of {MOMENTS} moments: {counts:?}");
+            assert!(mean > MOMENTS / 2, "{chance}: sends in {mean} of {MOMENTS} moments");
         }
     }
 

@@ -235,6 +235,18 @@ fn a_fleet_of_eight_shares_a_quota() {
     }
 }
 
+/// One that took its cuts for no help sent all it could, the cuts of others were no help from then on, and so on: in the
+/// end 98 % of what 24 relays sent was throttled.
+#[test]
+fn a_relay_whose_cuts_do_not_help_drags_no_others_along() {
+    let mut fleet = settled_fleet(9, 24, MIB);
+    fleet.run(60);
+    let seconds = fleet.run(60);
+    let (even, throttled) = (fairness(&seconds, 24), throttled(&seconds));
+    println!("24 relays, 1 MiB/s: evenness {even:.3}, throttled {throttled:.3}");
+    assert!(even >= 0.7 && throttled <= 0.6, "evenness {even}, throttled {throttled}");
+}
+
 #[test]
 fn a_fleet_finds_a_quota_that_was_changed() {
     let mut fleet = settled_fleet(4, 8, 5 * MIB);
