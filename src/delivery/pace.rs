@@ -15,7 +15,7 @@
 //!   that a quota that was raised is found within a minute.
 //! - Calls of which nothing was accepted count where others are accepted soon before and soon after them, and for no more
 //!   than those. What accepts nothing for longer is an outage and no quota, and teaches nothing.
-//! - Cuts that do not help (see [`cuts`]) are taken back: what is throttled however little this relay sends is not its
+//! - Cuts that do not help (see pace/cuts.rs) are taken back: what is throttled however little this relay sends is not its
 //!   doing, and to slow down for it would only starve its own events. From then on it is what is throttled beyond that
 //!   share that counts. Even then a rate stays: a relay that sends all it can at a quota that is spent leaves nothing to
 //!   those that share it, whose cuts are no help then either, and so on until all of them do.
