@@ -77,7 +77,7 @@ fi
 have_packages aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross ||
     skip "CHECKED" "its C compiler is missing; install gcc-aarch64-linux-gnu"
 
-# Nobody debugs these builds, and what is not our own is not what is tested: the least that a compiler can do.
+# Nobody debugs these builds, and the tests take seconds: the least that a compiler can do. Cargo.toml asks more of jemalloc.
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_INCREMENTAL=0
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu"

@@ -236,7 +236,7 @@ fn a_fleet_of_eight_shares_a_quota() {
 }
 
 /// One that took its cuts for no help sent all it could, the cuts of others were no help from then on, and so on: in the
-/// end 98 % of what 24 relays sent was throttled.
+/// end 97 % of what 24 relays sent was throttled.
 #[test]
 fn a_relay_whose_cuts_do_not_help_drags_no_others_along() {
     let mut fleet = settled_fleet(9, 24, MIB);

@@ -110,6 +110,7 @@ impl Way {
 
 /// A day: beyond it signatures, names of files and ages of events have all changed.
 const JUMP_SECONDS_MAX: i64 = 86_400;
+
 const WEATHER: [Weather; 6] =
     [Weather::Calm, Weather::Throttling, Weather::Cutting, Weather::Lying, Weather::Stalling, Weather::Gone];
 
@@ -164,7 +165,7 @@ pub struct Life {
     pub jump_seconds: i64,
     /// Which relay of a chain dies.
     pub victim: usize,
-    /// Connections that must have come before it dies, however long that takes.
+    /// Connections that are to have come before it dies; they are waited for as long as [`super::watch`] says.
     pub crowd: u64,
 }
 

@@ -132,15 +132,18 @@ impl Cuts {
         let (throttled, change) = (window.throttled, CHANGE.ln());
         self.help = (self.help + (1.0 - 1.0 / CHANGE) * least - change * throttled).max(0.0);
         self.worse = (self.worse + change * throttled - (CHANGE - 1.0) * most).max(0.0);
-        let is_small = self.after.share() < SHARE_SMALL;
-        let expected_min = if is_small { EXPECTED_MIN_SMALL } else { EXPECTED_MIN };
+        let share = self.after.share();
+        let expected_min = if share < SHARE_SMALL { EXPECTED_MIN_SMALL } else { EXPECTED_MIN };
         let has_lasted = now.saturating_duration_since(self.since) >= LONG_ENOUGH
             && self.before.odds(0.0) * self.after.accepted >= expected_min;
-        match (self.help, self.worse) {
-            (help, _) if help >= SURE => Judgement::Help,
-            (_, worse) if worse >= SURE => Judgement::Worse,
-            (help, _) if has_lasted && help < 1.0 => Judgement::Vain(self.after.share()),
-            _ => Judgement::Open,
+        if self.help >= SURE {
+            Judgement::Help
+        } else if self.worse >= SURE {
+            Judgement::Worse
+        } else if has_lasted && self.help < 1.0 {
+            Judgement::Vain(share)
+        } else {
+            Judgement::Open
         }
     }
 }
